@@ -1,0 +1,62 @@
+package millrace
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Handlers steer what happens to a failed task by what they return. A plain
+// error is retried with backoff until the attempts are spent; Permanent and
+// RetryAfter say otherwise.
+
+// PermanentError marks an error that no retry will cure.
+type PermanentError struct {
+	// Err is the cause.
+	Err error
+}
+
+// Permanent returns an error that makes the task a dead letter at once. A nil
+// err gives nil.
+func Permanent(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &PermanentError{Err: err}
+}
+
+func (e *PermanentError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *PermanentError) Unwrap() error { return e.Err }
+
+// RetryAfterError asks for the next attempt at a time of the handler's choice.
+type RetryAfterError struct {
+	// Delay is how long to wait at least.
+	Delay time.Duration
+	// Err is the cause.
+	Err error
+}
+
+// RetryAfter returns an error that makes the worker wait for delay, instead of
+// its own backoff, before the next attempt. The attempt counts. A nil err gives
+// nil.
+func RetryAfter(delay time.Duration, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &RetryAfterError{Delay: delay, Err: err}
+}
+
+func (e *RetryAfterError) Error() string {
+	return fmt.Sprintf("%v (retry after %s)", e.Err, e.Delay)
+}
+
+// Unwrap returns the cause.
+func (e *RetryAfterError) Unwrap() error { return e.Err }
+
+// IsPermanent reports whether err, or anything that it wraps, is permanent.
+func IsPermanent(err error) bool {
+	var p *PermanentError
+	return errors.As(err, &p)
+}

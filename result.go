@@ -1,0 +1,51 @@
+package millrace
+
+import (
+	"encoding/json"
+	"errors"
+	"strconv"
+	"time"
+)
+
+// TaskResult is what is known of a task. It is the value of a result event and
+// the answer of the HTTP API.
+type TaskResult struct {
+	TaskID         string          `json:"task_id"`
+	ConversationID string          `json:"conversation_id,omitempty"`
+	Status         Status          `json:"status"`
+	Attempts       int             `json:"attempts"`
+	Result         json.RawMessage `json:"result,omitempty"`
+	Usage          Usage           `json:"usage"`
+	Error          string          `json:"error,omitempty"`
+	StartedAt      time.Time       `json:"started_at,omitzero"`
+	FinishedAt     time.Time       `json:"finished_at,omitzero"`
+}
+
+// ErrNotFound is returned by readers for a task, conversation or dead letter
+// that they do not know.
+var ErrNotFound = errors.New("not found")
+
+// The CloudEvents types of result events.
+const (
+	EventTaskCompleted = "task.completed"
+	EventTaskFailed    = "task.failed"
+	EventTaskCancelled = "task.cancelled"
+)
+
+// ResultEventType returns the type of the result event for a final status.
+func ResultEventType(s Status) string { return "task." + string(s) }
+
+// ResultEventID returns the stable id of the result event of one run of a task.
+func ResultEventID(k Key) string { return eventID(k, "result") }
+
+// EventID returns the stable id of the i-th event, from 0, that one run of a
+// task emits.
+func EventID(k Key, i int) string { return eventID(k, "event"+strconv.Itoa(i)) }
+
+func eventID(k Key, what string) string {
+	id := k.ID + "." + what
+	if k.Redrive > 0 {
+		id += "." + strconv.Itoa(k.Redrive)
+	}
+	return id
+}

@@ -1,0 +1,171 @@
+package outbox
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"millrace"
+)
+
+// Shards is how many ways the outbox is split by key. It is part of the schema:
+// rows carry their shard.
+const Shards = 8
+
+// ResultsTopic is where events go that name no topic.
+const ResultsTopic = "results"
+
+// Message is one row of the outbox.
+type Message struct {
+	// ID is the CloudEvents id, the same whenever the event is published.
+	ID string
+	// Type is the CloudEvents type.
+	Type string
+	// Topic is the Kafka topic without the prefix. Empty means [ResultsTopic].
+	Topic string
+	// Key is the Kafka key; messages of one key are published in commit order.
+	// Empty means no key and no order.
+	Key string
+	// ContentType describes Data.
+	ContentType string
+	// Headers are further record headers.
+	Headers []millrace.Header
+	// Data is the value. Nil publishes a null value.
+	Data []byte
+	// At is the event's time. Zero means now.
+	At time.Time
+}
+
+// Shard returns the shard of a key.
+func Shard(key string) int {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(key)) // a hash.Hash never fails
+	return int(h.Sum32() % Shards)
+}
+
+// Columns returns the message as column values, in the order of the outbox
+// insert statements of this module.
+func (m *Message) Columns() (Columns, error) {
+	if m.ID == "" || m.Type == "" {
+		return Columns{}, fmt.Errorf("outbox message %q of type %q: id and type are required", m.ID, m.Type)
+	}
+	c := Columns{
+		Topic:       m.Topic,
+		EventID:     m.ID,
+		EventType:   m.Type,
+		ContentType: m.ContentType,
+		Data:        m.Data,
+		At:          m.At,
+	}
+	if c.Topic == "" {
+		c.Topic = ResultsTopic
+	}
+	if c.At.IsZero() {
+		c.At = time.Now()
+	}
+	shardKey := m.Key
+	if m.Key != "" {
+		c.Key = []byte(m.Key)
+	} else {
+		shardKey = m.ID
+	}
+	c.Shard = int16(Shard(shardKey)) //nolint:gosec // below Shards
+	if len(m.Headers) > 0 {
+		b, err := encodeHeaders(m.Headers)
+		if err != nil {
+			return Columns{}, err
+		}
+		c.Headers = &b
+	}
+	return c, nil
+}
+
+// Columns is a message in the types of the table.
+type Columns struct {
+	Shard       int16
+	Topic       string
+	Key         []byte
+	EventID     string
+	EventType   string
+	ContentType string
+	Headers     *string
+	Data        []byte
+	At          time.Time
+}
+
+type headerJSON struct {
+	Key   string `json:"k"`
+	Value []byte `json:"v"`
+}
+
+func encodeHeaders(headers []millrace.Header) (string, error) {
+	out := make([]headerJSON, len(headers))
+	for i, h := range headers {
+		out[i] = headerJSON(h)
+	}
+	b, err := json.Marshal(out)
+	if err != nil {
+		return "", fmt.Errorf("encode headers: %w", err)
+	}
+	return string(b), nil
+}
+
+func decodeHeaders(s *string) ([]millrace.Header, error) {
+	if s == nil {
+		return nil, nil
+	}
+	var in []headerJSON
+	if err := json.Unmarshal([]byte(*s), &in); err != nil {
+		return nil, fmt.Errorf("decode headers: %w", err)
+	}
+	out := make([]millrace.Header, len(in))
+	for i, h := range in {
+		out[i] = millrace.Header(h)
+	}
+	return out, nil
+}
+
+//go:embed sql/append.sql
+var appendSQL string
+
+// Append adds messages to the outbox in the caller's transaction. It takes an
+// advisory lock on each message's key until that transaction ends, so that ids
+// within a key ascend in commit order; append the messages of several keys in
+// one call, or in the same order everywhere, lest two transactions deadlock.
+func Append(ctx context.Context, tx pgx.Tx, messages ...Message) error {
+	if len(messages) == 0 {
+		return errors.New("append to outbox: no messages")
+	}
+	var (
+		keys    []string
+		columns = make([]Columns, len(messages))
+	)
+	for i := range messages {
+		var err error
+		if columns[i], err = messages[i].Columns(); err != nil {
+			return fmt.Errorf("append to outbox: %w", err)
+		}
+		if messages[i].Key != "" {
+			keys = append(keys, messages[i].Key)
+		}
+	}
+	batch := &pgx.Batch{}
+	// The lock statement runs to its end before an id is drawn. Sorting makes any
+	// two calls take their locks in one order.
+	batch.Queue(`SELECT pg_advisory_xact_lock(k) FROM (
+		SELECT DISTINCT hashtextextended('millrace.outbox:' || key, 0) AS k FROM unnest($1::text[]) AS key ORDER BY k
+	) AS locks`, keys)
+	for _, c := range columns {
+		batch.Queue(appendSQL, c.Shard, c.Topic, c.Key, c.EventID, c.EventType, c.ContentType, c.Headers, c.Data, c.At)
+	}
+	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+		return fmt.Errorf("append to outbox: %w", err)
+	}
+	return nil
+}

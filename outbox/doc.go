@@ -1,0 +1,19 @@
+// Package outbox carries events from PostgreSQL to Kafka.
+//
+// An event is a row in millrace.outbox, written by the transaction whose effect
+// it announces; the [Relay] publishes rows and then deletes them. What that
+// gives, and where it ends:
+//
+//   - No event without its transaction, none lost: the row commits with the
+//     effect and goes only after Kafka has committed its record.
+//   - Order within a key is commit order, because whoever appends holds that
+//     key's lock: the conversation's row in a group commit, an advisory lock in
+//     [Append].
+//   - Published once for readers with isolation level read_committed. Every
+//     batch is one Kafka transaction that holds, next to the events, a marker
+//     with the ids of its rows. A relay that takes a shard over first fences the
+//     previous owner by its transactional id, then reads the marker, then the
+//     rows: a row that the marker lists was published and is only deleted.
+//     Readers with read_uncommitted may see records of aborted transactions.
+//   - Event ids are stable, so that a reader of any kind can tell a repeat.
+package outbox

@@ -1,0 +1,1 @@
+DELETE FROM millrace.outbox WHERE shard = $1 AND id = ANY ($2)

@@ -1,0 +1,89 @@
+package settings
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/redis/go-redis/v9"
+)
+
+// RedisOptions returns how to connect to Redis. Its errors do not show the
+// password.
+func (s *Settings) RedisOptions() (*redis.Options, error) {
+	options, err := redis.ParseURL(s.RedisURL.Reveal())
+	if err != nil {
+		return nil, fmt.Errorf("want redis://user:password@host:6379/0 or rediss://…: %s", withoutPassword(err, s.RedisURL))
+	}
+	if s.RedisPassword != "" {
+		options.Password = s.RedisPassword.Reveal()
+	}
+	if options.TLSConfig != nil && s.RedisCAFile != "" {
+		pool, err := CertPool(s.RedisCAFile)
+		if err != nil {
+			return nil, err
+		}
+		options.TLSConfig.RootCAs = pool
+	}
+	if options.TLSConfig != nil {
+		options.TLSConfig.MinVersion = max(options.TLSConfig.MinVersion, tls.VersionTLS12)
+	}
+	return options, nil
+}
+
+// PostgresConfig returns how to connect to PostgreSQL. Its errors do not show
+// the password.
+func (s *Settings) PostgresConfig() (*pgxpool.Config, error) {
+	raw := s.PostgresURL.Reveal()
+	u, err := url.Parse(raw)
+	if err != nil || (u.Scheme != "postgres" && u.Scheme != "postgresql") {
+		return nil, errors.New("want postgres://user:password@host:5432/database?sslmode=…")
+	}
+	config, err := pgxpool.ParseConfig(raw)
+	if err != nil {
+		// The library quotes the whole URL in front of the cause.
+		if cause := errors.Unwrap(err); cause != nil {
+			err = cause
+		}
+		return nil, fmt.Errorf("want postgres://user:password@host:5432/database?sslmode=…: %s", withoutPassword(err, s.PostgresURL))
+	}
+	if s.PostgresPassword != "" {
+		config.ConnConfig.Password = s.PostgresPassword.Reveal()
+	}
+	config.MaxConns = int32(s.PostgresMaxConns) //nolint:gosec // at most 1000
+	return config, nil
+}
+
+// withoutPassword returns what err says, unless that would show the password.
+func withoutPassword(err error, raw Secret) string {
+	text := err.Error()
+	u, parseErr := url.Parse(raw.Reveal())
+	if parseErr != nil {
+		return "not a URL"
+	}
+	password, _ := u.User.Password()
+	for _, shown := range []string{raw.Reveal(), password, url.QueryEscape(password), url.PathEscape(password)} {
+		if shown != "" && strings.Contains(text, shown) {
+			return "not valid"
+		}
+	}
+	return text
+}
+
+// CertPool returns the certificates in a PEM file.
+func CertPool(path string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+	if err != nil {
+		return nil, fmt.Errorf("read certificates: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("read certificates: %s holds none in PEM form", path)
+	}
+	return pool, nil
+}

@@ -1,0 +1,185 @@
+package settings
+
+import (
+	"errors"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"millrace"
+)
+
+// Prefix starts the name of every setting.
+const Prefix = "MILLRACE_"
+
+// Role is what a process is for. Some defaults and checks depend on it.
+type Role string
+
+// The roles. RoleTool is a command that serves nothing, such as topics.
+const (
+	RoleTool      Role = "tool"
+	RoleUp        Role = "up"
+	RoleIngest    Role = "ingest"
+	RoleWorker    Role = "worker"
+	RoleRelay     Role = "relay"
+	RoleAutoscale Role = "autoscale"
+	RoleSimulator Role = "simulator"
+)
+
+// Roles returns all roles.
+func Roles() []Role {
+	return []Role{RoleTool, RoleUp, RoleIngest, RoleWorker, RoleRelay, RoleAutoscale, RoleSimulator}
+}
+
+// serves reports whether the role accepts tasks over HTTP.
+func (r Role) serves() bool { return r == RoleIngest || r == RoleUp }
+
+// runs reports whether the role runs turns.
+func (r Role) runs() bool { return r == RoleWorker || r == RoleUp }
+
+// Settings is what an installation sets. The tags say how a variable is named,
+// decoded and explained:
+//
+//	envconfig  the name without the prefix
+//	default    the value of an unset variable, as text
+//	desc       what it means, for people
+//	oneof      the values it may take, separated by |
+//	min, max   the range of a number or a duration, both included
+//	file       "true": names a file that must be readable
+//	secret     "true": may come from a file, and is never shown
+//	shown      what to show as the default when it depends on other things
+type Settings struct {
+	// Kafka.
+	KafkaBrokers       []string `envconfig:"KAFKA_BROKERS" default:"localhost:9092" desc:"Kafka brokers to start from, host:port, separated by commas"`
+	KafkaTLS           OnOff    `envconfig:"KAFKA_TLS" default:"off" desc:"connect to Kafka with TLS"`
+	KafkaTLSCAFile     string   `envconfig:"KAFKA_TLS_CA_FILE" file:"true" desc:"PEM file of the authorities that may sign a broker's certificate" shown:"the system's"`
+	KafkaTLSCertFile   string   `envconfig:"KAFKA_TLS_CERT_FILE" file:"true" desc:"PEM file of the client certificate, when brokers ask for one"`
+	KafkaTLSKeyFile    string   `envconfig:"KAFKA_TLS_KEY_FILE" file:"true" desc:"PEM file of the client certificate's key"`
+	KafkaSASLMechanism string   `envconfig:"KAFKA_SASL_MECHANISM" default:"none" oneof:"none|PLAIN|SCRAM-SHA-256|SCRAM-SHA-512" desc:"how to log in to Kafka (PLAIN shows the password to the network unless TLS is on)"`
+	KafkaUsername      string   `envconfig:"KAFKA_USERNAME" desc:"Kafka user"`
+	KafkaPassword      Secret   `envconfig:"KAFKA_PASSWORD" secret:"true" desc:"Kafka password"`
+	TopicPrefix        string   `envconfig:"TOPIC_PREFIX" default:"millrace." desc:"what the names of all topics, consumer groups and transactional ids start with"`
+	Partitions         int      `envconfig:"PARTITIONS" default:"60" min:"1" max:"10000" shown:"60 (up: 12)" desc:"partitions of every priority topic: the most workers that can share the work; fixed once the topics exist"`
+
+	// Redis.
+	RedisURL      Secret        `envconfig:"REDIS_URL" default:"redis://localhost:6379/0" secret:"true" desc:"Redis: redis:// or, with TLS, rediss://; an ACL user goes in the URL"`
+	RedisPassword Secret        `envconfig:"REDIS_PASSWORD" secret:"true" desc:"Redis password, when the URL has none"`
+	RedisCAFile   string        `envconfig:"REDIS_CA_FILE" file:"true" desc:"PEM file of the authorities that may sign the certificate of a rediss:// server" shown:"the system's"`
+	RedisDegraded string        `envconfig:"REDIS_DEGRADED" default:"stop" oneof:"stop|run" desc:"without Redis: start no turn (stop), or go on from PostgreSQL with a static share of the limits (run)"`
+	RedisTTL      time.Duration `envconfig:"REDIS_TTL" default:"24h" min:"1m" max:"8760h" desc:"how long an idle conversation stays in Redis; PostgreSQL keeps it for good"`
+
+	// PostgreSQL.
+	PostgresURL      Secret `envconfig:"POSTGRES_URL" default:"postgres://millrace@localhost:5432/millrace" secret:"true" desc:"PostgreSQL; TLS goes in the URL: ?sslmode=verify-full&sslrootcert=/ca.pem"`
+	PostgresPassword Secret `envconfig:"POSTGRES_PASSWORD" secret:"true" desc:"PostgreSQL password, when the URL has none"`
+	PostgresMaxConns int    `envconfig:"POSTGRES_MAX_CONNS" default:"10" min:"2" max:"1000" desc:"connections to PostgreSQL that a process opens at most"`
+
+	// HTTP.
+	HTTPAddr        string `envconfig:"HTTP_ADDR" shown:"127.0.0.1 with port 8080 (up, ingest), 8081 (worker), 8082 (relay), 8083 (autoscale), 8089 (simulator)" desc:"address of the API, of health and of metrics, host:port; port 0 takes a free one"`
+	Auth            string `envconfig:"AUTH" default:"off" oneof:"off|trust-network" desc:"who may send tasks: off lets in anybody, and is refused unless HTTP_ADDR is on loopback; trust-network lets in anybody who reaches the address"`
+	MaxPayloadBytes int    `envconfig:"MAX_PAYLOAD_BYTES" default:"1048576" min:"1" max:"2031616" desc:"the largest payload of a task, in bytes"`
+	URL             string `envconfig:"URL" default:"http://127.0.0.1:8080" desc:"the API that commands such as submit talk to"`
+
+	// Tasks.
+	Priorities []millrace.Priority `envconfig:"PRIORITIES" default:"high,normal,batch" desc:"the priorities, first served first, separated by commas; each has a topic"`
+	RulesFile  string              `envconfig:"RULES_FILE" file:"true" desc:"YAML file of the rules that give a task its priority" shown:"what the sender wishes, else normal"`
+	Results    OnOff               `envconfig:"RESULTS" default:"on" desc:"publish a result event for every finished task; off also gives up exactly-once for turns without effects"`
+
+	// Workers.
+	Pool           string        `envconfig:"POOL" default:"default" desc:"the pool that a worker belongs to; its consumer group is the topic prefix and this"`
+	WorkerName     string        `envconfig:"WORKER_NAME" shown:"made up at every start" desc:"name of a worker that keeps its partitions over a quick restart; unique in its pool"`
+	Slots          int           `envconfig:"SLOTS" default:"100" min:"1" max:"100000" desc:"turns that a worker runs at once"`
+	Reserved       Reserved      `envconfig:"RESERVED" shown:"a tenth of the slots for the first priority" desc:"slots that others never take from a priority, as high=10,normal=5; or none"`
+	Handler        string        `envconfig:"HANDLER" default:"echo" oneof:"echo|agent|http" desc:"what runs turns: echo answers with the payload, agent asks the LLM, http posts the turn to HANDLER_URL"`
+	HandlerURL     string        `envconfig:"HANDLER_URL" desc:"where the http handler posts turns"`
+	HandlerTimeout time.Duration `envconfig:"HANDLER_TIMEOUT" default:"10m" min:"100ms" max:"24h" desc:"the longest that one attempt of a turn may take"`
+	MaxAttempts    int           `envconfig:"MAX_ATTEMPTS" default:"5" min:"1" max:"100" desc:"attempts of a task before it becomes a dead letter, unless the task says otherwise"`
+	RetryMin       time.Duration `envconfig:"RETRY_MIN" default:"1s" min:"1ms" max:"1h" desc:"upper bound of the wait before the second attempt; it doubles with every further one"`
+	RetryMax       time.Duration `envconfig:"RETRY_MAX" default:"1m" min:"1ms" max:"24h" desc:"upper bound of the wait before any attempt"`
+	DrainTimeout   time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" min:"0s" max:"1h" desc:"how long running turns may go on after a stop signal"`
+
+	// Outbox.
+	Relay       OnOff `envconfig:"RELAY" default:"on" desc:"publish outbox events from inside workers; off needs a millrace relay"`
+	RelayShards int   `envconfig:"RELAY_SHARDS" default:"8" min:"1" max:"64" desc:"parts that the outbox is split into, each published by one process at a time; fixed once rows exist"`
+
+	// LLM.
+	LLMProviders []LLMProvider `ignored:"true"`
+	LLMModel     string        `envconfig:"LLM_MODEL" desc:"the model that the agent handler asks"`
+	LLMTimeout   time.Duration `envconfig:"LLM_TIMEOUT" default:"5m" min:"1s" max:"1h" desc:"the longest that one call to a provider may take"`
+	LLMProxyAddr string        `envconfig:"LLM_PROXY_ADDR" default:"127.0.0.1:8090" desc:"loopback address of a worker's LLM proxy; port 0 takes a free one, off leaves it out"`
+	LimitsFile   string        `envconfig:"LIMITS_FILE" file:"true" desc:"YAML file of the limits that providers set" shown:"no limits"`
+
+	// Logs.
+	LogLevel  string `envconfig:"LOG_LEVEL" default:"info" oneof:"trace|debug|info|warn|error" desc:"the least level that is logged"`
+	LogFormat string `envconfig:"LOG_FORMAT" default:"json" oneof:"json|console" desc:"how log lines look"`
+}
+
+// roleDefaults are the defaults that differ between roles.
+var roleDefaults = map[Role]map[string]string{
+	RoleUp:        {"HTTP_ADDR": "127.0.0.1:8080", "PARTITIONS": "12"},
+	RoleIngest:    {"HTTP_ADDR": "127.0.0.1:8080"},
+	RoleWorker:    {"HTTP_ADDR": "127.0.0.1:8081"},
+	RoleRelay:     {"HTTP_ADDR": "127.0.0.1:8082"},
+	RoleAutoscale: {"HTTP_ADDR": "127.0.0.1:8083"},
+	RoleSimulator: {"HTTP_ADDR": "127.0.0.1:8089"},
+}
+
+// Load reads the settings of a process with the given role from environ, which
+// has the form of [os.Environ]. The error, if any, is an [*InvalidError] that
+// holds everything that is wrong; the settings then are what could be read.
+func Load(environ []string, role Role) (Settings, error) {
+	l := &loader{env: environment(environ), role: role}
+	var s Settings
+	for _, f := range fields() {
+		l.load(f, reflect.ValueOf(&s).Elem().Field(f.index))
+	}
+	s.LLMProviders = l.providers()
+	l.unknown()
+	l.check(&s)
+	if len(l.problems) == 0 {
+		return s, nil
+	}
+	slices.SortStableFunc(l.problems, func(a, b Problem) int { return strings.Compare(a.Name, b.Name) })
+	return s, &InvalidError{Problems: l.problems}
+}
+
+// Problem is one thing that is wrong with the settings.
+type Problem struct {
+	// Name is the variable, with its prefix.
+	Name string
+	// Value is what it holds, masked if secret. Empty means unset.
+	Value string
+	// Reason says what is wrong and what is wanted.
+	Reason string
+}
+
+func (p Problem) Error() string {
+	if p.Value == "" {
+		return p.Name + ": " + p.Reason
+	}
+	return p.Name + "=" + p.Value + ": " + p.Reason
+}
+
+// InvalidError holds all that is wrong with the settings.
+type InvalidError struct {
+	Problems []Problem
+}
+
+func (e *InvalidError) Error() string {
+	errs := make([]error, len(e.Problems))
+	for i, p := range e.Problems {
+		errs[i] = p
+	}
+	return "invalid settings:\n" + errors.Join(errs...).Error()
+}
+
+func environment(environ []string) map[string]string {
+	env := make(map[string]string)
+	for _, entry := range environ {
+		name, value, ok := strings.Cut(entry, "=")
+		if ok && value != "" && strings.HasPrefix(name, Prefix) {
+			env[strings.TrimPrefix(name, Prefix)] = value
+		}
+	}
+	return env
+}

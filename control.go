@@ -60,3 +60,30 @@ func IsPermanent(err error) bool {
 	var p *PermanentError
 	return errors.As(err, &p)
 }
+
+// UnavailableError marks an error that is a dependency's outage, not the task's
+// fault.
+type UnavailableError struct {
+	// Err is the cause.
+	Err error
+}
+
+// Unavailable returns an error that makes the worker try again later without
+// counting an attempt. A nil err gives nil.
+func Unavailable(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &UnavailableError{Err: err}
+}
+
+func (e *UnavailableError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *UnavailableError) Unwrap() error { return e.Err }
+
+// IsUnavailable reports whether err, or anything that it wraps, is an outage.
+func IsUnavailable(err error) bool {
+	var u *UnavailableError
+	return errors.As(err, &u)
+}

@@ -82,9 +82,9 @@ const (
 type Completion struct {
 	Task   Task
 	Status Status
-	// BaseVersion is the conversation version that the turn ran on. It is compared
-	// when Effects touch the conversation.
-	BaseVersion int64
+	// Base is the conversation that the turn ran on. Its version is compared when
+	// Effects touch the conversation.
+	Base Conversation
 	// Attempts is how often the handler ran.
 	Attempts int
 	Effects  Effects
@@ -94,6 +94,30 @@ type Completion struct {
 	DeadLetter *DeadLetter
 	StartedAt  time.Time
 	FinishedAt time.Time
+}
+
+// EventKey returns the Kafka key of the events of this task: the conversation,
+// or the task id of an unkeyed task.
+func (c *Completion) EventKey() string {
+	if c.Task.Conversation != "" {
+		return c.Task.Conversation
+	}
+	return c.Task.ID
+}
+
+// TaskResult returns what the task's sender is told.
+func (c *Completion) TaskResult() TaskResult {
+	return TaskResult{
+		TaskID:         c.Task.ID,
+		ConversationID: c.Task.Conversation,
+		Status:         c.Status,
+		Attempts:       c.Attempts,
+		Result:         c.Effects.Result,
+		Usage:          c.Effects.Usage,
+		Error:          c.Error,
+		StartedAt:      c.StartedAt,
+		FinishedAt:     c.FinishedAt,
+	}
 }
 
 // Outcome says what became of a completion that was handed in to commit.

@@ -25,11 +25,13 @@ type TaskResult struct {
 // that they do not know.
 var ErrNotFound = errors.New("not found")
 
-// The CloudEvents types of result events.
+// The CloudEvents types of the events that Millrace itself emits.
 const (
 	EventTaskCompleted = "task.completed"
 	EventTaskFailed    = "task.failed"
 	EventTaskCancelled = "task.cancelled"
+	// EventTaskDeadLetter is the type of the copy in the dead-letter topic.
+	EventTaskDeadLetter = "task.deadletter"
 )
 
 // ResultEventType returns the type of the result event for a final status.
@@ -37,6 +39,9 @@ func ResultEventType(s Status) string { return "task." + string(s) }
 
 // ResultEventID returns the stable id of the result event of one run of a task.
 func ResultEventID(k Key) string { return eventID(k, "result") }
+
+// DeadLetterEventID returns the stable id of the copy in the dead-letter topic.
+func DeadLetterEventID(k Key) string { return eventID(k, "deadletter") }
 
 // EventID returns the stable id of the i-th event, from 0, that one run of a
 // task emits.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"unicode/utf8"
 )
 
 // HistoryReader reads committed history that a snapshot does not carry.
@@ -192,7 +193,7 @@ func (t *Turn) Effects() Effects {
 
 func encodeJSON(v any) (json.RawMessage, error) {
 	if raw, ok := v.(json.RawMessage); ok {
-		if !json.Valid(raw) {
+		if !utf8.Valid(raw) || !json.Valid(raw) {
 			return nil, errors.New("not valid JSON")
 		}
 		return raw, nil

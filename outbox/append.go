@@ -21,6 +21,9 @@ const Shards = 8
 // ResultsTopic is where events go that name no topic.
 const ResultsTopic = "results"
 
+// DeadLettersTopic is where a copy of every dead letter goes.
+const DeadLettersTopic = "dlq"
+
 // Message is one row of the outbox.
 type Message struct {
 	// ID is the CloudEvents id, the same whenever the event is published.
@@ -77,7 +80,7 @@ func (m *Message) Columns() (Columns, error) {
 	}
 	c.Shard = int16(Shard(shardKey)) //nolint:gosec // below Shards
 	if len(m.Headers) > 0 {
-		b, err := encodeHeaders(m.Headers)
+		b, err := EncodeHeaders(m.Headers)
 		if err != nil {
 			return Columns{}, err
 		}
@@ -104,7 +107,8 @@ type headerJSON struct {
 	Value []byte `json:"v"`
 }
 
-func encodeHeaders(headers []millrace.Header) (string, error) {
+// EncodeHeaders returns record headers as the JSON that the schema keeps them in.
+func EncodeHeaders(headers []millrace.Header) (string, error) {
 	out := make([]headerJSON, len(headers))
 	for i, h := range headers {
 		out[i] = headerJSON(h)

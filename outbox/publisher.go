@@ -201,13 +201,13 @@ func (p *publisher) publish(ctx context.Context, cl *kgo.Client, rows []row) err
 	)
 	for i := range rows {
 		id := rows[i].id
-		cl.Produce(work, rows[i].record, func(_ *kgo.Record, err error) {
+		cl.Produce(work, rows[i].record, func(rec *kgo.Record, err error) {
 			if err == nil {
 				return
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			if refusedForGood(err) {
+			if p.refusedForGood(rec, err) {
 				rejected = append(rejected, rejection{id, err})
 			}
 			failed = errors.Join(failed, err)
@@ -254,10 +254,14 @@ type rejection struct {
 }
 
 // refusedForGood reports whether Kafka will never take the record: without this
-// one event would stop its shard for ever.
-func refusedForGood(err error) bool {
-	return errors.Is(err, kerr.UnknownTopicOrPartition) ||
-		errors.Is(err, kerr.InvalidTopicException) ||
+// one event would stop its shard for ever. A topic that an event names and that
+// does not exist is the event's fault; a missing results topic is the
+// installation's, and every event waits until it is there.
+func (p *publisher) refusedForGood(r *kgo.Record, err error) bool {
+	if errors.Is(err, kerr.UnknownTopicOrPartition) {
+		return r.Topic != p.relay.cfg.TopicPrefix+ResultsTopic
+	}
+	return errors.Is(err, kerr.InvalidTopicException) ||
 		errors.Is(err, kerr.MessageTooLarge) ||
 		errors.Is(err, kerr.InvalidRecord)
 }

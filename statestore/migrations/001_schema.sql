@@ -117,7 +117,3 @@ CREATE TABLE millrace.dead_letters (
 );
 
 CREATE INDEX dead_letters_task ON millrace.dead_letters (task_id);
-
----- create above / drop below ----
-
--- Forward only: there is no way back.

@@ -1,0 +1,170 @@
+package statestore
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/google/uuid"
+
+	"millrace"
+	"millrace/outbox"
+)
+
+// pendingCommit is a completion on its way into a transaction.
+type pendingCommit struct {
+	completion millrace.Completion
+	done       chan commitResult
+	// tokens are the commit tokens of all transactions that tried to commit this
+	// completion: a row that carries one of them is ours.
+	tokens []uuid.UUID
+}
+
+type commitResult struct {
+	outcome millrace.Outcome
+	err     error
+}
+
+// Commit makes a completion and its effects durable, all or nothing, and says
+// what became of it. Concurrent calls share a transaction.
+//
+// An error that is [millrace.IsUnavailable] leaves the outcome open: it may have
+// committed. Committing the same completion again settles it. Any other error
+// says that PostgreSQL refuses the completion for what it holds.
+func (s *Store) Commit(ctx context.Context, c millrace.Completion) (millrace.Outcome, error) {
+	if s.cfg.DropResults && c.Status == millrace.StatusCompleted && c.Effects.Empty() {
+		return millrace.Committed, nil
+	}
+	p := &pendingCommit{completion: c, done: make(chan commitResult, 1)}
+	if !s.commits.push(p) {
+		return 0, millrace.Unavailable(errStopped)
+	}
+	select {
+	case r := <-p.done:
+		return r.outcome, r.err
+	case <-ctx.Done():
+		return 0, millrace.Unavailable(fmt.Errorf("commit: %w", ctx.Err()))
+	}
+}
+
+func (s *Store) commitLoop(ctx context.Context) {
+	for {
+		// A transaction holds each conversation and each task at most once: the second
+		// would not see what the first has done.
+		conversations := make(map[string]struct{})
+		tasks := make(map[millrace.Key]struct{})
+		batch := s.commits.take(s.cfg.BatchSize, func(p *pendingCommit) bool {
+			task := &p.completion.Task
+			if _, taken := tasks[task.Key()]; taken {
+				return false
+			}
+			if task.Conversation != "" {
+				if _, taken := conversations[task.Conversation]; taken {
+					return false
+				}
+				conversations[task.Conversation] = struct{}{}
+			}
+			tasks[task.Key()] = struct{}{}
+			return true
+		})
+		if batch == nil {
+			return
+		}
+		s.commitBatch(ctx, batch)
+	}
+}
+
+// commitBatch commits a batch and tells every turn its outcome. A batch that
+// PostgreSQL refuses for what it holds is split, so that only the turn at fault
+// is told.
+func (s *Store) commitBatch(ctx context.Context, batch []*pendingCommit) {
+	began := time.Now()
+	outcomes, err := s.commitRetrying(ctx, batch)
+	if err != nil && !millrace.IsUnavailable(err) && len(batch) > 1 {
+		for half := range slices.Chunk(batch, (len(batch)+1)/2) {
+			s.commitBatch(ctx, half)
+		}
+		return
+	}
+	if err != nil {
+		for _, p := range batch {
+			p.done <- commitResult{err: err}
+		}
+		return
+	}
+	s.metrics.batch.Observe(float64(len(batch)))
+	s.metrics.duration.Observe(time.Since(began).Seconds())
+	s.afterCommit(ctx, batch, outcomes)
+	for i, p := range batch {
+		s.metrics.outcomes.WithLabelValues(outcomes[i].String()).Inc()
+		p.done <- commitResult{outcome: outcomes[i]}
+	}
+}
+
+// commitRetrying commits, through outages and lost connections, for at most
+// CommitTimeout. Trying again after a connection was lost in the middle is safe:
+// if the first transaction did commit, the second finds its completions by
+// their token and writes nothing.
+func (s *Store) commitRetrying(ctx context.Context, batch []*pendingCommit) ([]millrace.Outcome, error) {
+	tries := 0
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = 20*time.Millisecond, time.Second
+	return backoff.Retry(ctx, func() ([]millrace.Outcome, error) {
+		if tries++; tries > 1 {
+			s.metrics.retries.Inc()
+		}
+		outcomes, err := s.commitOnce(ctx, batch)
+		if err != nil {
+			err = classify(err)
+			if !millrace.IsUnavailable(err) {
+				return nil, backoff.Permanent(err)
+			}
+			s.log.Warn().Err(err).Int("turns", len(batch)).Msg("commit failed, trying again")
+		}
+		return outcomes, err
+	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(s.cfg.CommitTimeout))
+}
+
+// afterCommit wakes the relay and writes the hot copies of what was committed.
+// Both only save time, so nothing that goes wrong here concerns the turn.
+func (s *Store) afterCommit(ctx context.Context, batch []*pendingCommit, outcomes []millrace.Outcome) {
+	var (
+		shards   []int
+		convs    []millrace.Conversation
+		finished = make([]string, 0, len(batch))
+	)
+	for i, p := range batch {
+		c := &p.completion
+		if outcomes[i] == millrace.Conflict {
+			continue
+		}
+		finished = append(finished, c.Task.ID)
+		if outcomes[i] != millrace.Committed {
+			continue
+		}
+		if shard := outbox.Shard(c.EventKey()); !slices.Contains(shards, shard) {
+			shards = append(shards, shard)
+		}
+		if c.Task.Conversation != "" && c.Effects.Touches() {
+			convs = append(convs, c.Base.After(&c.Task, &c.Effects, c.FinishedAt))
+		}
+	}
+	s.cfg.Published(shards...)
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if err := s.hot.put(ctx, convs, false, finished...); err != nil {
+		s.metrics.hotFailures.Inc()
+		s.log.Warn().Err(err).Msg("cannot write hot copies")
+	}
+}
+
+// cleanText makes s fit a text column: valid UTF-8 without NUL, bounded.
+func cleanText(s string, limit int) string {
+	if len(s) > limit {
+		s = s[:limit]
+	}
+	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+}

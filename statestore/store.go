@@ -1,0 +1,185 @@
+package statestore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"github.com/rs/zerolog"
+
+	"millrace"
+)
+
+// Config configures a [Store]. Zero values mean the defaults.
+type Config struct {
+	// Pool reaches PostgreSQL. Required.
+	Pool *pgxpool.Pool
+	// Redis holds the hot copies. Required.
+	Redis redis.UniversalClient
+	// KeyPrefix stands before every Redis key. Default "millrace:".
+	KeyPrefix string
+	// TTL is how long a hot copy outlives its last use. Default 24 h.
+	TTL time.Duration
+	// RunDegraded goes on from PostgreSQL alone while Redis is out. Default: a turn
+	// does not start then.
+	RunDegraded bool
+	// DropResults writes no result events. A turn without effects then writes
+	// nothing at all and is run at least once.
+	DropResults bool
+	// Committers is how many transactions commit side by side. Default 4.
+	Committers int
+	// BatchSize bounds the turns of one transaction. Default 500.
+	BatchSize int
+	// CommitTimeout is how long one commit is retried while PostgreSQL is out,
+	// before the turn is told. Default 10 s.
+	CommitTimeout time.Duration
+	// Published is told the outbox shards that a commit has written to. It must not
+	// block. Nil tells nobody.
+	Published func(shards ...int)
+	// Logger defaults to a disabled one.
+	Logger *zerolog.Logger
+	// Metrics registers the store's metrics. Nil registers none.
+	Metrics prometheus.Registerer
+}
+
+// Store reads and commits conversations. It implements what the engine, the
+// HTTP API and turns need of it.
+type Store struct {
+	cfg         Config
+	log         zerolog.Logger
+	metrics     *metrics
+	incarnation uuid.UUID
+	hot         *hotCopies
+	commits     *queue[*pendingCommit]
+	lookups     *queue[*pendingLookup]
+}
+
+// New returns a store. Commits and look-ups wait until Run is called.
+func New(cfg Config) (*Store, error) {
+	var errs []error
+	if cfg.Pool == nil {
+		errs = append(errs, errors.New("Pool is required"))
+	}
+	if cfg.Redis == nil {
+		errs = append(errs, errors.New("Redis is required"))
+	}
+	if cfg.Committers < 0 || cfg.BatchSize < 0 {
+		errs = append(errs, errors.New("Committers and BatchSize must not be negative"))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("statestore config: %w", err)
+	}
+	if cfg.KeyPrefix == "" {
+		cfg.KeyPrefix = "millrace:"
+	}
+	if cfg.TTL == 0 {
+		cfg.TTL = 24 * time.Hour
+	}
+	if cfg.Committers == 0 {
+		cfg.Committers = 4
+	}
+	if cfg.BatchSize == 0 {
+		cfg.BatchSize = 500
+	}
+	if cfg.CommitTimeout == 0 {
+		cfg.CommitTimeout = 10 * time.Second
+	}
+	if cfg.Published == nil {
+		cfg.Published = func(...int) {}
+	}
+	s := &Store{
+		cfg:         cfg,
+		log:         zerolog.Nop(),
+		metrics:     newMetrics(cfg.Metrics),
+		incarnation: uuid.New(),
+		hot:         &hotCopies{redis: cfg.Redis, prefix: cfg.KeyPrefix, ttl: cfg.TTL},
+		commits:     newQueue[*pendingCommit](),
+		lookups:     newQueue[*pendingLookup](),
+	}
+	if cfg.Logger != nil {
+		s.log = cfg.Logger.With().Str("part", "statestore").Logger()
+	}
+	return s, nil
+}
+
+// Run commits until ctx ends, then commits what is still waiting and returns
+// nil. Whoever calls Commit must have stopped by then.
+func (s *Store) Run(ctx context.Context) error {
+	// Commits outlive ctx: a turn that was handed in is not given up because the
+	// worker has been told to stop. CommitTimeout bounds them.
+	work := context.WithoutCancel(ctx)
+	var wg sync.WaitGroup
+	for range s.cfg.Committers {
+		wg.Go(func() { s.commitLoop(work) })
+	}
+	wg.Go(func() { s.lookupLoop(work) })
+	<-ctx.Done()
+	s.commits.close()
+	s.lookups.close()
+	wg.Wait()
+	return nil
+}
+
+// Open returns the conversation that a task runs on and marks the task as
+// running. Redis is asked first; what it does not have comes from PostgreSQL.
+// An unkeyed task gets an empty conversation.
+func (s *Store) Open(ctx context.Context, task *millrace.Task) (millrace.Conversation, error) {
+	conv, found, err := s.hot.open(ctx, task)
+	switch {
+	case err == nil && found:
+		s.metrics.opened.WithLabelValues("redis").Inc()
+		return conv, nil
+	case err != nil && !s.cfg.RunDegraded:
+		return millrace.Conversation{}, millrace.Unavailable(fmt.Errorf("open conversation: %w", err))
+	case task.Conversation == "":
+		return millrace.Conversation{}, nil
+	}
+	return s.load(ctx, task.Conversation, false)
+}
+
+// Reload returns the conversation as PostgreSQL has it and makes Redis agree,
+// whatever Redis holds. It is what a turn needs after a conflict.
+func (s *Store) Reload(ctx context.Context, task *millrace.Task) (millrace.Conversation, error) {
+	if task.Conversation == "" {
+		return millrace.Conversation{}, nil
+	}
+	return s.load(ctx, task.Conversation, true)
+}
+
+func (s *Store) load(ctx context.Context, id string, overwrite bool) (millrace.Conversation, error) {
+	conv, err := s.Conversation(ctx, id)
+	if errors.Is(err, millrace.ErrNotFound) {
+		conv, err = millrace.Conversation{ID: id}, nil
+	}
+	if err != nil {
+		return millrace.Conversation{}, err
+	}
+	s.metrics.opened.WithLabelValues("postgres").Inc()
+	if err := s.hot.put(ctx, []millrace.Conversation{conv}, overwrite); err != nil {
+		s.metrics.hotFailures.Inc()
+		s.log.Warn().Err(err).Msg("cannot write hot copy")
+	}
+	return conv, nil
+}
+
+// Check reports whether PostgreSQL answers.
+func (s *Store) Check(ctx context.Context) error {
+	if err := s.cfg.Pool.Ping(ctx); err != nil {
+		return fmt.Errorf("PostgreSQL: %w", err)
+	}
+	return nil
+}
+
+// CheckRedis reports whether Redis answers.
+func (s *Store) CheckRedis(ctx context.Context) error {
+	if err := s.cfg.Redis.Ping(ctx).Err(); err != nil {
+		return fmt.Errorf("redis: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,71 @@
+package embedded
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kfake"
+)
+
+// kafkaLog passes the broker's lines on and watches them for writes that
+// failed. The broker reports those nowhere else: it answers the end of a
+// transaction with success even when a commit marker did not reach the disk.
+type kafkaLog struct {
+	logger zerolog.Logger
+	failed chan struct{}
+
+	mu    sync.Mutex
+	cause error
+}
+
+// Logf implements kfake.Logger.
+func (l *kafkaLog) Logf(level kfake.LogLevel, format string, args ...any) {
+	// Format only what is looked at: the broker logs every request at info.
+	switch level {
+	case kfake.LogLevelError, kfake.LogLevelWarn:
+		line := fmt.Sprintf(format, args...)
+		if level == kfake.LogLevelError {
+			l.logger.Error().Msg(line)
+		} else {
+			l.logger.Debug().Msg(line)
+		}
+		if lostWrite(format) {
+			l.fail(line, args)
+		}
+	case kfake.LogLevelNone, kfake.LogLevelInfo, kfake.LogLevelDebug:
+	}
+}
+
+// lostWrite reports whether a line of this format says that state did not reach
+// the disk.
+func lostWrite(format string) bool {
+	return strings.HasPrefix(format, "persist ") || strings.HasPrefix(format, "save session state") ||
+		strings.HasPrefix(format, "endTx: failed to persist")
+}
+
+func (l *kafkaLog) fail(line string, args []any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.cause != nil {
+		return
+	}
+	l.cause = fmt.Errorf("kafka: the broker could not write its log: %s", line)
+	for _, arg := range args {
+		if err, ok := arg.(error); ok {
+			l.cause = fmt.Errorf("kafka: the broker could not write its log: %s: %w", line, err)
+		}
+	}
+	if strings.Contains(line, strings.ToLower(noSpace)) && !DiskFull(l.cause) {
+		l.cause = fmt.Errorf("%w: %w", l.cause, syscall.ENOSPC)
+	}
+	close(l.failed)
+}
+
+func (l *kafkaLog) err() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.cause
+}

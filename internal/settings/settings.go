@@ -99,8 +99,7 @@ type Settings struct {
 	DrainTimeout   time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" min:"0s" max:"1h" desc:"how long running turns may go on after a stop signal"`
 
 	// Outbox.
-	Relay       OnOff `envconfig:"RELAY" default:"on" desc:"publish outbox events from inside workers; off needs a millrace relay"`
-	RelayShards int   `envconfig:"RELAY_SHARDS" default:"8" min:"1" max:"64" desc:"parts that the outbox is split into, each published by one process at a time; fixed once rows exist"`
+	Relay OnOff `envconfig:"RELAY" default:"on" desc:"publish outbox events from inside workers; off needs a millrace relay"`
 
 	// LLM.
 	LLMProviders []LLMProvider `ignored:"true"`

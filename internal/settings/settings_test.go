@@ -89,7 +89,7 @@ func TestInvalidSettings(t *testing.T) {
 		{RoleTool, "SLOTS=0", "SLOTS", "from 1 to 100000"},
 		{RoleTool, "SLOTS=1.5", "SLOTS", "whole number"},
 		{RoleTool, "SLOTS=99999999999999999999", "SLOTS", "whole number"},
-		{RoleTool, "RELAY_SHARDS=65", "RELAY_SHARDS", "from 1 to 64"},
+		{RoleTool, "MAX_ATTEMPTS=101", "MAX_ATTEMPTS", "from 1 to 100"},
 		{RoleTool, "RESULTS=maybe", "RESULTS", "on or off"},
 		{RoleTool, "DRAIN_TIMEOUT=25", "DRAIN_TIMEOUT", "duration such as"},
 		{RoleTool, "DRAIN_TIMEOUT=-1s", "DRAIN_TIMEOUT", "from 0s"},

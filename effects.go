@@ -76,6 +76,7 @@ const (
 	ReasonPermanent         = "permanent_error"
 	ReasonAttemptsExhausted = "attempts_exhausted"
 	ReasonDeadlineExceeded  = "deadline_exceeded"
+	ReasonEffectsRefused    = "effects_refused"
 )
 
 // Completion is the end of a task: what is committed for it.

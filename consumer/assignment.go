@@ -1,0 +1,182 @@
+package consumer
+
+import (
+	"context"
+	"crypto/sha256"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+type topicPartition struct {
+	topic     string
+	partition int32
+}
+
+// partition is one assignment of a partition: when it leaves and comes back it
+// is another one, so that nothing old can be taken for new.
+type partition struct {
+	tp       topicPartition
+	priority int
+	tracker  tracker
+	// committed is the offset that was committed last, -1 before the first commit.
+	committed int64
+	// lookUpBelow is the end of the log when reading began, -1 before that.
+	lookUpBelow int64
+	running     int
+	revoked     bool
+	paused      bool
+	// idle, when set, is closed as soon as nothing runs.
+	idle chan struct{}
+	// ctx ends when the partition's turns must stop.
+	ctx    context.Context //nolint:containedctx // the lifetime of an assignment, which no call spans
+	cancel context.CancelFunc
+}
+
+func (e *Engine) onAssigned(ctx context.Context, _ *kgo.Client, assigned map[string][]int32) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.joined.Store(true)
+	n := 0
+	for topic, partitions := range assigned {
+		for _, number := range partitions {
+			p := &partition{
+				tp: topicPartition{topic, number}, priority: e.topics[topic],
+				committed: -1, lookUpBelow: -1,
+			}
+			// The client's context ends with the client; turns end with their partition.
+			p.ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
+			e.parts[p.tp] = p
+			n++
+		}
+	}
+	e.metrics.partitions.Set(float64(len(e.parts)))
+	if n > 0 {
+		e.metrics.rebalances.Inc()
+		e.log.Info().Int("gained", n).Int("partitions", len(e.parts)).Msg("partitions assigned")
+	}
+}
+
+// onRevoked gives partitions up: running turns get RevokeGrace to commit, then
+// their context ends, and what is done is committed before the next owner is
+// told to begin. After it returns, nothing of these partitions is ever
+// committed here.
+func (e *Engine) onRevoked(ctx context.Context, cl *kgo.Client, revoked map[string][]int32) {
+	parts := e.takeAway(revoked)
+	if len(parts) == 0 {
+		return
+	}
+	limit := time.NewTimer(e.cfg.RevokeGrace)
+	defer limit.Stop()
+	if !waitIdle(parts, limit.C) {
+		for _, p := range parts {
+			p.cancel()
+		}
+		limit.Reset(200 * time.Millisecond)
+		waitIdle(parts, limit.C)
+	}
+	e.commitMu.Lock()
+	defer e.commitMu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if err := e.commitParts(ctx, cl, parts); err != nil {
+		e.log.Warn().Err(err).Msg("cannot commit offsets of revoked partitions; their next owner will look completions up")
+	}
+	e.forget(cl, parts)
+	e.log.Info().Int("revoked", len(parts)).Msg("partitions revoked")
+}
+
+// onLost gives partitions up that already belong to others.
+func (e *Engine) onLost(_ context.Context, cl *kgo.Client, lost map[string][]int32) {
+	parts := e.takeAway(lost)
+	for _, p := range parts {
+		p.cancel()
+	}
+	// A commit under way must not outlive this callback; the lock waits for it.
+	e.commitMu.Lock()
+	defer e.commitMu.Unlock()
+	e.forget(cl, parts)
+	if len(parts) > 0 {
+		e.metrics.lost.Add(float64(len(parts)))
+		e.log.Warn().Int("lost", len(parts)).Msg("partitions lost: the group gave up on this worker; their turns run elsewhere")
+	}
+}
+
+// takeAway marks partitions as revoked and drops what waits of them. Running
+// turns go on.
+func (e *Engine) takeAway(revoked map[string][]int32) []*partition {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var parts []*partition
+	for topic, numbers := range revoked {
+		for _, number := range numbers {
+			p := e.parts[topicPartition{topic, number}]
+			if p == nil {
+				continue
+			}
+			p.revoked = true
+			if p.running > 0 {
+				p.idle = make(chan struct{})
+			}
+			parts = append(parts, p)
+		}
+	}
+	if len(parts) == 0 {
+		return nil
+	}
+	now := time.Now()
+	for _, l := range e.lanes {
+		for _, p := range parts {
+			if l.key.partition != p.tp.partition {
+				continue
+			}
+			for _, it := range l.dropPartition(p) {
+				e.waiting -= it.size
+			}
+		}
+		e.schedule.remove(l)
+		e.makeReady(l, now)
+	}
+	return parts
+}
+
+func waitIdle(parts []*partition, limit <-chan time.Time) bool {
+	for _, p := range parts {
+		if p.idle == nil {
+			continue
+		}
+		select {
+		case <-p.idle:
+		case <-limit:
+			return false
+		}
+	}
+	return true
+}
+
+func (e *Engine) forget(cl *kgo.Client, parts []*partition) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	resume := make(map[string][]int32)
+	for _, p := range parts {
+		p.cancel()
+		delete(e.parts, p.tp)
+		if p.paused {
+			// The client would keep it paused if it came back.
+			resume[p.tp.topic] = append(resume[p.tp.topic], p.tp.partition)
+		}
+	}
+	cl.ResumeFetchPartitions(resume)
+	e.metrics.partitions.Set(float64(len(e.parts)))
+	e.adjustIntake()
+}
+
+// topicID returns the id that ids of bare records derive from. Brokers that do
+// not tell theirs get one that follows from the name.
+func topicID(t kgo.FetchTopic) [16]byte {
+	if t.TopicID != [16]byte{} {
+		return t.TopicID
+	}
+	sum := sha256.Sum256([]byte(t.Topic))
+	return [16]byte(sum[:16])
+}

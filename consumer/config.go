@@ -1,0 +1,160 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"millrace"
+)
+
+// Store is what the engine needs of the conversation store.
+type Store interface {
+	// Open returns the conversation that a task runs on; it may be out of date.
+	Open(ctx context.Context, task *millrace.Task) (millrace.Conversation, error)
+	// Reload returns the conversation as it surely is.
+	Reload(ctx context.Context, task *millrace.Task) (millrace.Conversation, error)
+	// Completed reports whether this run of a task has been committed.
+	Completed(ctx context.Context, key millrace.Key) (bool, error)
+	// Commit makes a completion durable and says what became of it.
+	Commit(ctx context.Context, c millrace.Completion) (millrace.Outcome, error)
+}
+
+// Config configures an [Engine]. Zero values mean the defaults.
+type Config struct {
+	// Kafka holds what is needed to reach the brokers: seeds, TLS, SASL, client
+	// id. Required.
+	Kafka []kgo.Opt
+	// TopicPrefix stands before every topic and group. Default "millrace.".
+	TopicPrefix string
+	// Pool names the consumer group, together with the prefix. Default "default".
+	Pool string
+	// Priorities are those that this pool serves, highest first. Default high,
+	// normal, batch.
+	Priorities []millrace.Priority
+	// Handler runs the turns. Required.
+	Handler millrace.Handler
+	// Store reads and commits. Required.
+	Store Store
+	// History reads older messages for turns. Nil: turns see the newest ones only.
+	History millrace.HistoryReader
+	// Journal keeps the outcome of steps. Nil: steps run anew at every attempt.
+	Journal millrace.Journal
+	// Slots is how many turns run at once. Default 100.
+	Slots int
+	// Reserved keeps slots free for a priority. Together at most Slots.
+	Reserved map[millrace.Priority]int
+	// AgingAfter is how long a conversation of a lower priority waits before every
+	// sixteenth free slot goes to it first. Default 5 s.
+	AgingAfter time.Duration
+	// MaxAttempts is how often a task's handler is tried, unless the task says
+	// otherwise. Default 5.
+	MaxAttempts int
+	// RetryMin and RetryMax bound the exponential backoff between attempts, of
+	// which a random part is waited (full jitter). Default 200 ms and 30 s.
+	RetryMin, RetryMax time.Duration
+	// TurnTimeout ends a handler's context. Default 10 min.
+	TurnTimeout time.Duration
+	// RevokeGrace is how long running turns may go on when their partition is taken
+	// away, before they are canceled. Default 800 ms; must be below 2 s, since the
+	// group waits meanwhile.
+	RevokeGrace time.Duration
+	// DrainTimeout is how long running turns may go on when the worker is told to
+	// stop. Default 25 s.
+	DrainTimeout time.Duration
+	// IntakeBytes bounds the records that wait in memory. Default 256 MiB.
+	IntakeBytes int64
+	// IntakeOffsets bounds how far a partition is read ahead of its lowest
+	// unfinished offset. Default 100,000.
+	IntakeOffsets int64
+	// InstanceID makes the member static: it keeps its partitions over a restart
+	// within the session time-out. Empty means a dynamic member.
+	InstanceID string
+	// Logger defaults to a disabled one.
+	Logger *zerolog.Logger
+	// Metrics registers the engine's metrics. Nil registers none.
+	Metrics prometheus.Registerer
+}
+
+func (c *Config) validate() error {
+	var errs []error
+	require := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	require(len(c.Kafka) > 0, "Kafka is required")
+	require(c.Handler != nil, "Handler is required")
+	require(c.Store != nil, "Store is required")
+	require(c.Slots >= 0, "Slots %d: want 1 or more", c.Slots)
+	require(c.MaxAttempts >= 0 && c.MaxAttempts <= millrace.MaxAttempts, "MaxAttempts %d: want 1 to %d", c.MaxAttempts, millrace.MaxAttempts)
+	require(c.RevokeGrace >= 0 && c.RevokeGrace < 2*time.Second, "RevokeGrace %s: want less than 2s", c.RevokeGrace)
+	seen := make(map[millrace.Priority]bool)
+	for _, p := range c.Priorities {
+		if err := p.Validate(); err != nil {
+			errs = append(errs, err)
+		}
+		require(!seen[p], "priority %q is listed twice", p)
+		seen[p] = true
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Config) setDefaults() error {
+	if c.TopicPrefix == "" {
+		c.TopicPrefix = "millrace."
+	}
+	if c.Pool == "" {
+		c.Pool = "default"
+	}
+	if len(c.Priorities) == 0 {
+		c.Priorities = millrace.DefaultPriorities()
+	}
+	setDefault(&c.Slots, 100)
+	setDefault(&c.AgingAfter, 5*time.Second)
+	setDefault(&c.MaxAttempts, 5)
+	setDefault(&c.RetryMin, 200*time.Millisecond)
+	setDefault(&c.RetryMax, 30*time.Second)
+	setDefault(&c.TurnTimeout, 10*time.Minute)
+	setDefault(&c.RevokeGrace, 800*time.Millisecond)
+	setDefault(&c.DrainTimeout, 25*time.Second)
+	setDefault(&c.IntakeBytes, 256<<20)
+	setDefault(&c.IntakeOffsets, 100_000)
+	var errs []error
+	total := 0
+	for p, n := range c.Reserved {
+		known := false
+		for _, q := range c.Priorities {
+			known = known || p == q
+		}
+		if !known {
+			errs = append(errs, fmt.Errorf("slots are reserved for priority %q, which this pool does not serve", p))
+		}
+		if n < 0 {
+			errs = append(errs, fmt.Errorf("reserved slots for %q: %d, want 0 or more", p, n))
+		}
+		total += n
+	}
+	if total > c.Slots {
+		errs = append(errs, fmt.Errorf("%d slots are reserved, there are %d", total, c.Slots))
+	}
+	return errors.Join(errs...)
+}
+
+func setDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// Topic returns the topic of a priority.
+func Topic(prefix string, p millrace.Priority) string { return prefix + "tasks." + string(p) }
+
+// Group returns the consumer group of a pool.
+func Group(prefix, pool string) string { return prefix + pool }

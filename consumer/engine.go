@@ -1,0 +1,378 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Engine runs the turns of one worker.
+type Engine struct {
+	cfg     Config
+	log     zerolog.Logger
+	metrics *metrics
+	topics  map[string]int // topic -> index into cfg.Priorities
+
+	// mu guards everything below it, the lanes and the partitions.
+	mu       sync.Mutex
+	parts    map[topicPartition]*partition
+	lanes    map[laneKey]*lane
+	schedule *schedule
+	draining bool
+	waiting  int64 // bytes of items in lanes
+	slots    sync.WaitGroup
+
+	// commitMu serialises offset commits with the loss of partitions: what is
+	// committed was owned when the commit began and is until it ends.
+	commitMu sync.Mutex
+
+	intake   chan struct{} // asks for a look at what is to be paused
+	lastPoll atomic.Int64  // unix nanoseconds
+	joined   atomic.Bool
+}
+
+// New returns an engine that does nothing until Run.
+func New(cfg Config) (*Engine, error) {
+	if err := errors.Join(cfg.validate(), cfg.setDefaults()); err != nil {
+		return nil, fmt.Errorf("consumer config: %w", err)
+	}
+	e := &Engine{
+		cfg:     cfg,
+		log:     zerolog.Nop(),
+		metrics: newMetrics(cfg.Metrics),
+		topics:  make(map[string]int),
+		parts:   make(map[topicPartition]*partition),
+		lanes:   make(map[laneKey]*lane),
+		intake:  make(chan struct{}, 1),
+	}
+	if cfg.Logger != nil {
+		e.log = cfg.Logger.With().Str("part", "consumer").Str("pool", cfg.Pool).Logger()
+	}
+	reserved := make([]int, len(cfg.Priorities))
+	for i, p := range cfg.Priorities {
+		e.topics[Topic(cfg.TopicPrefix, p)] = i
+		reserved[i] = cfg.Reserved[p]
+	}
+	e.schedule = newSchedule(cfg.Slots, reserved, cfg.AgingAfter)
+	return e, nil
+}
+
+// Run joins the group and runs turns until ctx ends. Then it starts no more
+// turns, lets the running ones finish for DrainTimeout, commits, leaves the
+// group and returns nil.
+func (e *Engine) Run(ctx context.Context) error {
+	// Everything below outlives ctx: a worker that drains is still a member of its
+	// group, goes on polling and commits what its turns finish.
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	cl, err := kgo.NewClient(append(slices.Clone(e.cfg.Kafka), e.clientOptions()...)...)
+	if err != nil {
+		return fmt.Errorf("open consumer: %w", err)
+	}
+	var background sync.WaitGroup
+	background.Go(func() { e.pollLoop(work, cl) })
+	background.Go(func() { e.commitLoop(work, cl) })
+	background.Go(func() { e.intakeLoop(work, cl) })
+
+	<-ctx.Done()
+	e.drain()
+	if err := e.commitOffsets(work, cl); err != nil {
+		e.log.Warn().Err(err).Msg("cannot commit offsets on the way out; finished tasks will be recognised by their completions")
+	}
+	stop()
+	background.Wait()
+	cl.CloseAllowingRebalance() // leaves the group
+	return nil
+}
+
+func (e *Engine) clientOptions() []kgo.Opt {
+	opts := []kgo.Opt{
+		kgo.ConsumerGroup(Group(e.cfg.TopicPrefix, e.cfg.Pool)),
+		kgo.ConsumeTopics(e.topicNames()...),
+		kgo.Balancers(Balancer()),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		// A group that has not committed yet begins at the first task there is.
+		kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.SessionTimeout(6 * time.Second),
+		kgo.HeartbeatInterval(time.Second),
+		kgo.RebalanceTimeout(5 * time.Second),
+		kgo.DisableAutoCommit(),
+		kgo.OnPartitionsAssigned(e.onAssigned),
+		kgo.OnPartitionsRevoked(e.onRevoked),
+		kgo.OnPartitionsLost(e.onLost),
+		kgo.FetchMaxWait(500 * time.Millisecond),
+		kgo.MaxConcurrentFetches(8),
+	}
+	if e.cfg.InstanceID != "" {
+		opts = append(opts, kgo.InstanceID(e.cfg.InstanceID))
+	}
+	return opts
+}
+
+func (e *Engine) topicNames() []string {
+	names := make([]string, 0, len(e.topics))
+	for _, p := range e.cfg.Priorities {
+		names = append(names, Topic(e.cfg.TopicPrefix, p))
+	}
+	return names
+}
+
+const pollTick = time.Second
+
+// pollLoop moves records into lanes. It ticks even when there are none, so that
+// a stuck loop can be told from an idle one.
+func (e *Engine) pollLoop(ctx context.Context, cl *kgo.Client) {
+	for ctx.Err() == nil {
+		e.lastPoll.Store(time.Now().UnixNano())
+		tick, cancel := context.WithTimeout(ctx, pollTick)
+		fetches := cl.PollRecords(tick, 10_000)
+		cancel()
+		if fetches.IsClientClosed() {
+			return
+		}
+		fetches.EachError(func(topic string, partition int32, err error) {
+			if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+				return
+			}
+			e.metrics.fetchErrors.Inc()
+			e.log.Error().Err(err).Str("topic", topic).Int32("partition", partition).
+				Msg("fetch failed; the client tries again")
+		})
+		e.accept(fetches)
+	}
+}
+
+// accept decodes what was fetched and queues it.
+func (e *Engine) accept(fetches kgo.Fetches) {
+	fetches.EachTopic(func(t kgo.FetchTopic) {
+		id := topicID(t)
+		t.EachPartition(func(p kgo.FetchPartition) {
+			if len(p.Records) == 0 {
+				return
+			}
+			items := make([]*item, len(p.Records))
+			for i, r := range p.Records {
+				items[i] = newItem(r, id)
+			}
+			e.enqueue(topicPartition{t.Topic, p.Partition}, p.HighWatermark, items)
+		})
+	})
+}
+
+func (e *Engine) enqueue(tp topicPartition, highWatermark int64, items []*item) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	part := e.parts[tp]
+	if part == nil || part.revoked {
+		return // taken away between the fetch and now; its next owner has the records
+	}
+	if part.lookUpBelow < 0 {
+		// Whatever was in the log when this worker began to read it may have been run
+		// by a previous owner.
+		part.lookUpBelow = highWatermark
+	}
+	now := time.Now()
+	for _, it := range items {
+		if !part.tracker.add(it.record.Offset) {
+			continue
+		}
+		it.part, it.priority = part, part.priority
+		it.task.Priority = e.cfg.Priorities[part.priority]
+		it.lookUp = it.record.Offset < part.lookUpBelow || it.task.Redrive > 0
+		e.waiting += it.size
+		l := e.laneOf(it)
+		l.push(it)
+		e.makeReady(l, now)
+	}
+	e.metrics.waitingBytes.Set(float64(e.waiting))
+	e.adjustIntake()
+	e.dispatch(now)
+}
+
+func (e *Engine) laneOf(it *item) *lane {
+	key := laneKey{it.part.tp.partition, it.task.Conversation}
+	if key.conversation == "" {
+		return newLane(key, len(e.cfg.Priorities)) // nothing orders unkeyed tasks
+	}
+	l := e.lanes[key]
+	if l == nil {
+		l = newLane(key, len(e.cfg.Priorities))
+		e.lanes[key] = l
+		e.metrics.lanes.Set(float64(len(e.lanes)))
+	}
+	return l
+}
+
+// makeReady queues a lane for a slot when it has something to run now, and sets
+// its timer when that comes later.
+func (e *Engine) makeReady(l *lane, now time.Time) {
+	if l.running || e.draining {
+		return
+	}
+	it := l.head()
+	if it == nil {
+		e.schedule.remove(l)
+		if l.key.conversation != "" {
+			delete(e.lanes, l.key)
+			e.metrics.lanes.Set(float64(len(e.lanes)))
+		}
+		return
+	}
+	if l.timer != nil {
+		l.timer.Stop()
+		l.timer = nil
+	}
+	if wait := it.notBefore.Sub(now); wait > 0 {
+		e.schedule.remove(l)
+		l.timer = time.AfterFunc(wait, func() {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			now := time.Now()
+			e.makeReady(l, now)
+			e.dispatch(now)
+		})
+		return
+	}
+	e.schedule.enqueue(l, it.priority, now)
+}
+
+// dispatch starts a slot for every lane that may have one.
+func (e *Engine) dispatch(now time.Time) {
+	for {
+		l, it := e.next(now)
+		if l == nil {
+			return
+		}
+		e.slots.Go(func() { e.runSlot(l, it) })
+	}
+}
+
+// next takes the next item that may have a slot and books it as running.
+func (e *Engine) next(now time.Time) (*lane, *item) {
+	for !e.draining {
+		l := e.schedule.pick(now)
+		if l == nil {
+			break
+		}
+		it := l.head()
+		l.pop(it)
+		if it.part.revoked {
+			// Only the lane of an unkeyed task still holds one: no map leads to it.
+			e.schedule.release(it.priority)
+			e.waiting -= it.size
+			continue
+		}
+		l.running = true
+		it.part.running++
+		e.metrics.busySlots.Inc()
+		return l, it
+	}
+	return nil, nil
+}
+
+// runSlot runs turns until no lane is left for it.
+func (e *Engine) runSlot(l *lane, it *item) {
+	for l != nil {
+		v := e.process(l, it)
+		l, it = e.finish(l, it, v)
+	}
+}
+
+// finish books the end of a turn and picks the slot's next one.
+func (e *Engine) finish(l *lane, it *item, v verdict) (*lane, *item) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now()
+	e.metrics.busySlots.Dec()
+	l.running = false
+	e.schedule.release(it.priority)
+	part := it.part
+	part.running--
+	if part.idle != nil && part.running == 0 {
+		close(part.idle)
+		part.idle = nil
+	}
+	switch {
+	case part.revoked || v.kind == dropped:
+		e.waiting -= it.size
+		if part.revoked {
+			l.conv = nil // its next turn here, if ever, comes after somebody else's
+		}
+	case v.kind == retry:
+		it.notBefore = now.Add(v.delay)
+		l.putBack(it)
+	default:
+		part.tracker.done(it.record.Offset)
+		e.waiting -= it.size
+	}
+	e.metrics.waitingBytes.Set(float64(e.waiting))
+	e.adjustIntake()
+	e.makeReady(l, now)
+	return e.next(now)
+}
+
+// drain starts no more turns and waits for the running ones; those that outlive
+// the limit are canceled.
+func (e *Engine) drain() {
+	e.mu.Lock()
+	e.draining = true
+	for _, l := range e.lanes {
+		if l.timer != nil {
+			l.timer.Stop()
+		}
+	}
+	e.mu.Unlock()
+
+	idle := make(chan struct{})
+	go func() {
+		e.slots.Wait()
+		close(idle)
+	}()
+	limit := time.NewTimer(e.cfg.DrainTimeout)
+	defer limit.Stop()
+	select {
+	case <-idle:
+		return
+	case <-limit.C:
+	}
+	e.log.Warn().Dur("after", e.cfg.DrainTimeout).Msg("turns still running at the drain limit are canceled and will run elsewhere")
+	e.mu.Lock()
+	for _, p := range e.parts {
+		p.cancel()
+	}
+	e.mu.Unlock()
+	limit.Reset(2 * time.Second)
+	select {
+	case <-idle:
+	case <-limit.C:
+		e.log.Error().Msg("a handler ignores its context; leaving without it")
+	}
+}
+
+// Live reports whether the poll loop moves.
+func (e *Engine) Live(context.Context) error {
+	last := e.lastPoll.Load()
+	if last == 0 {
+		return nil // not started yet
+	}
+	if age := time.Since(time.Unix(0, last)); age > 10*pollTick {
+		return fmt.Errorf("the poll loop has not moved for %s", age.Round(time.Second))
+	}
+	return nil
+}
+
+// Check reports whether the worker has joined its group.
+func (e *Engine) Check(context.Context) error {
+	if !e.joined.Load() {
+		return errors.New("not a member of the consumer group yet")
+	}
+	return nil
+}

@@ -1,0 +1,171 @@
+package consumer
+
+import (
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"millrace"
+)
+
+// item is a record on its way through the engine.
+type item struct {
+	task   millrace.Task
+	record millrace.Record
+	// invalid says why the record cannot be a task. Such an item becomes a dead
+	// letter without a turn.
+	invalid  *millrace.RecordError
+	part     *partition
+	priority int
+	size     int64
+	arrived  time.Time
+	// lookUp asks for a look whether the task is complete already, before it runs.
+	lookUp bool
+	// attempts counts the handler runs that failed, outages the tries in a row that
+	// a dependency's outage ended.
+	attempts int
+	outages  int
+	// notBefore delays the next try.
+	notBefore time.Time
+	// journaled says that a turn of this task has begun a step: no other task of
+	// the conversation overtakes it any more.
+	journaled bool
+}
+
+type laneKey struct {
+	partition    int32
+	conversation string
+}
+
+// lane is the queue of one conversation. Fields are guarded by the engine's
+// mutex, but for conv, which belongs to the slot that runs the lane.
+type lane struct {
+	key laneKey
+	// waiting holds the items by priority, in the order of the log.
+	waiting [][]*item
+	// pinned is an item that may not be overtaken.
+	pinned  *item
+	running bool
+	// conv is the conversation as this lane's last turn left it.
+	conv *millrace.Conversation
+
+	ready queuedLane
+	timer *time.Timer
+}
+
+// queuedLane says where a lane waits for a slot.
+type queuedLane struct {
+	// ticket tells the valid entry of a lane from those it has left behind in other
+	// queues. 0: the lane waits nowhere.
+	ticket   uint64
+	priority int
+	since    time.Time
+}
+
+func newLane(key laneKey, priorities int) *lane {
+	return &lane{key: key, waiting: make([][]*item, priorities)}
+}
+
+func (l *lane) push(it *item) { l.waiting[it.priority] = append(l.waiting[it.priority], it) }
+
+// head returns the item that is next, without removing it: the pinned one, or
+// the first of the highest priority.
+func (l *lane) head() *item {
+	if l.pinned != nil {
+		return l.pinned
+	}
+	for _, q := range l.waiting {
+		if len(q) > 0 {
+			return q[0]
+		}
+	}
+	return nil
+}
+
+func (l *lane) pop(it *item) {
+	if l.pinned == it {
+		l.pinned = nil
+		return
+	}
+	q := l.waiting[it.priority]
+	q[0] = nil
+	l.waiting[it.priority] = q[1:]
+}
+
+// putBack returns an item that was popped to where it came from.
+func (l *lane) putBack(it *item) {
+	if it.journaled {
+		l.pinned = it
+		return
+	}
+	l.waiting[it.priority] = append([]*item{it}, l.waiting[it.priority]...)
+}
+
+// dropPartition removes the waiting items of a partition that was taken away.
+func (l *lane) dropPartition(p *partition) (dropped []*item) {
+	if l.pinned != nil && l.pinned.part == p {
+		dropped = append(dropped, l.pinned)
+		l.pinned = nil
+	}
+	for i, q := range l.waiting {
+		kept := q[:0:0]
+		for _, it := range q {
+			if it.part == p {
+				dropped = append(dropped, it)
+			} else {
+				kept = append(kept, it)
+			}
+		}
+		l.waiting[i] = kept
+	}
+	return dropped
+}
+
+func (l *lane) empty() bool { return l.head() == nil }
+
+// recordOverhead is what an item costs beside the bytes of its record.
+const recordOverhead = 600
+
+// newItem decodes a record. It copies all bytes out of the fetch, which one
+// waiting record would otherwise keep in memory whole.
+func newItem(r *kgo.Record, topicID [16]byte) *item {
+	it := &item{record: cloneRecord(r, topicID), arrived: time.Now()}
+	task, err := millrace.TaskFromRecord(it.record)
+	it.task = task
+	if invalid, ok := err.(*millrace.RecordError); ok { //nolint:errorlint // documented to be this type, unwrapped
+		it.invalid = invalid
+		it.task.Conversation = ""
+	}
+	it.size = int64(len(r.Key)+len(r.Value)) + recordOverhead
+	for _, h := range r.Headers {
+		it.size += int64(len(h.Key) + len(h.Value))
+	}
+	return it
+}
+
+func cloneRecord(r *kgo.Record, topicID [16]byte) millrace.Record {
+	n := len(r.Key) + len(r.Value)
+	for _, h := range r.Headers {
+		n += len(h.Value)
+	}
+	buf := make([]byte, 0, n)
+	clone := func(b []byte) []byte {
+		if b == nil {
+			return nil
+		}
+		from := len(buf)
+		buf = append(buf, b...)
+		return buf[from:len(buf):len(buf)]
+	}
+	out := millrace.Record{
+		Topic: r.Topic, TopicID: topicID, Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp,
+		Key: clone(r.Key), Value: clone(r.Value),
+	}
+	if len(r.Headers) > 0 {
+		out.Headers = make([]millrace.Header, len(r.Headers))
+		for i, h := range r.Headers {
+			out.Headers[i] = millrace.Header{Key: h.Key, Value: clone(h.Value)}
+		}
+	}
+	return out
+}

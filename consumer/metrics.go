@@ -1,0 +1,57 @@
+package consumer
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	turns        *prometheus.CounterVec
+	deadLetters  *prometheus.CounterVec
+	queueWait    *prometheus.HistogramVec
+	turnSeconds  *prometheus.HistogramVec
+	redeliveries prometheus.Counter
+	rebalances   prometheus.Counter
+	lost         prometheus.Counter
+	fetchErrors  prometheus.Counter
+	busySlots    prometheus.Gauge
+	lanes        prometheus.Gauge
+	waitingBytes prometheus.Gauge
+	partitions   prometheus.Gauge
+	paused       prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "millrace_consumer_" + name, Help: help})
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "millrace_consumer_" + name, Help: help})
+	}
+	histogram := func(name, help string, labels ...string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "millrace_consumer_" + name, Help: help, Buckets: prometheus.ExponentialBuckets(0.001, 2.5, 14),
+		}, labels)
+	}
+	m := &metrics{
+		turns: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "millrace_consumer_turns_total", Help: "Turns by priority and how they ended.",
+		}, []string{"priority", "outcome"}),
+		deadLetters: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "millrace_consumer_dead_letters_total", Help: "Tasks given up on, by reason.",
+		}, []string{"reason"}),
+		queueWait:    histogram("queue_wait_seconds", "From a task's time until its first turn starts.", "priority"),
+		turnSeconds:  histogram("turn_seconds", "Duration of one handler call.", "priority"),
+		redeliveries: counter("redeliveries_total", "Records of tasks that were complete already."),
+		rebalances:   counter("rebalances_total", "Assignments that brought partitions."),
+		lost:         counter("lost_partitions_total", "Partitions lost without being revoked first."),
+		fetchErrors:  counter("fetch_errors_total", "Errors that fetches returned."),
+		busySlots:    gauge("busy_slots", "Turns running now."),
+		lanes:        gauge("lanes", "Conversations with something to do."),
+		waitingBytes: gauge("waiting_bytes", "Memory held by records that wait or run."),
+		partitions:   gauge("partitions", "Partitions assigned, over all priorities."),
+		paused:       gauge("paused_partitions", "Partitions not read because intake is at its bound."),
+	}
+	if reg != nil {
+		reg.MustRegister(m.turns, m.deadLetters, m.queueWait, m.turnSeconds, m.redeliveries, m.rebalances, m.lost,
+			m.fetchErrors, m.busySlots, m.lanes, m.waitingBytes, m.partitions, m.paused)
+	}
+	return m
+}

@@ -1,0 +1,107 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+const commitInterval = 500 * time.Millisecond
+
+// commitLoop commits the lowest unfinished offset of every partition as it
+// moves.
+func (e *Engine) commitLoop(ctx context.Context, cl *kgo.Client) {
+	ticker := time.NewTicker(commitInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		err := e.commitOffsets(ctx, cl)
+		switch {
+		case err == nil || ctx.Err() != nil:
+		case errors.Is(err, kerr.RebalanceInProgress):
+			// The next tick, or the revocation, commits them.
+		default:
+			e.log.Warn().Err(err).Msg("cannot commit offsets, will try again")
+		}
+	}
+}
+
+func (e *Engine) commitOffsets(ctx context.Context, cl *kgo.Client) error {
+	e.commitMu.Lock()
+	defer e.commitMu.Unlock()
+	e.mu.Lock()
+	parts := make([]*partition, 0, len(e.parts))
+	for _, p := range e.parts {
+		if !p.revoked {
+			parts = append(parts, p)
+		}
+	}
+	e.mu.Unlock()
+	return e.commitParts(ctx, cl, parts)
+}
+
+// commitParts commits those of parts that have moved. It is called with
+// commitMu held.
+func (e *Engine) commitParts(ctx context.Context, cl *kgo.Client, parts []*partition) error {
+	offsets := make(map[string]map[int32]kgo.EpochOffset)
+	moved := make(map[topicPartition]int64)
+	e.mu.Lock()
+	for _, p := range parts {
+		if !p.tracker.known || p.tracker.next == p.committed {
+			continue
+		}
+		if offsets[p.tp.topic] == nil {
+			offsets[p.tp.topic] = make(map[int32]kgo.EpochOffset)
+		}
+		offsets[p.tp.topic][p.tp.partition] = kgo.EpochOffset{Epoch: -1, Offset: p.tracker.next}
+		moved[p.tp] = p.tracker.next
+	}
+	e.mu.Unlock()
+	if len(moved) == 0 {
+		return nil
+	}
+	// The client would write the member id as metadata.
+	ctx = kgo.PreCommitFnContext(ctx, func(req *kmsg.OffsetCommitRequest) error {
+		empty := ""
+		for i := range req.Topics {
+			for j := range req.Topics[i].Partitions {
+				req.Topics[i].Partitions[j].Metadata = &empty
+			}
+		}
+		return nil
+	})
+	var failed error
+	cl.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, err error) {
+		if err != nil {
+			failed = err
+			return
+		}
+		for _, t := range resp.Topics {
+			for _, p := range t.Partitions {
+				if err := kerr.ErrorForCode(p.ErrorCode); err != nil {
+					failed = fmt.Errorf("%s/%d: %w", t.Topic, p.Partition, err)
+				}
+			}
+		}
+	})
+	if failed != nil {
+		return fmt.Errorf("commit offsets: %w", failed)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, p := range parts {
+		if offset, ok := moved[p.tp]; ok {
+			p.committed = offset
+		}
+	}
+	return nil
+}

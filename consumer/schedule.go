@@ -1,0 +1,119 @@
+package consumer
+
+import "time"
+
+// agingEvery is how often a free slot goes to the conversation that has waited
+// too long rather than to the highest priority.
+const agingEvery = 16
+
+// schedule decides which lane gets the next free slot. Slots are work-conserving
+// but for those reserved for a priority. Its caller serialises access.
+type schedule struct {
+	queues   []laneQueue // by priority, highest first
+	reserved []int
+	running  []int
+	free     int
+	picks    uint64
+	tickets  uint64
+	aging    time.Duration
+}
+
+type laneQueue struct {
+	entries []laneEntry
+}
+
+type laneEntry struct {
+	lane   *lane
+	ticket uint64
+}
+
+func newSchedule(slots int, reserved []int, aging time.Duration) *schedule {
+	return &schedule{
+		queues:   make([]laneQueue, len(reserved)),
+		reserved: reserved,
+		running:  make([]int, len(reserved)),
+		free:     slots,
+		aging:    aging,
+	}
+}
+
+// enqueue puts a lane where its next item belongs. A lane that already waits for
+// a slot at this or a higher priority keeps its place.
+func (s *schedule) enqueue(l *lane, priority int, now time.Time) {
+	if l.ready.ticket != 0 && l.ready.priority <= priority {
+		return
+	}
+	s.tickets++
+	l.ready = queuedLane{ticket: s.tickets, priority: priority, since: now}
+	q := &s.queues[priority]
+	q.entries = append(q.entries, laneEntry{lane: l, ticket: s.tickets})
+}
+
+// remove takes a lane out of whatever queue it waits in.
+func (s *schedule) remove(l *lane) { l.ready = queuedLane{} }
+
+// pick takes the lane that gets a free slot, or nil when none may have one.
+func (s *schedule) pick(now time.Time) *lane {
+	if s.free == 0 {
+		return nil
+	}
+	s.picks++
+	if s.picks%agingEvery == 0 {
+		for p := len(s.queues) - 1; p > 0; p-- {
+			if l := s.queues[p].head(); l != nil && now.Sub(l.ready.since) > s.aging && s.allowed(p) {
+				return s.take(p)
+			}
+		}
+	}
+	for p := range s.queues {
+		if s.queues[p].head() != nil && s.allowed(p) {
+			return s.take(p)
+		}
+	}
+	return nil
+}
+
+// allowed reports whether priority p may take a slot without eating into what
+// is reserved for the others.
+func (s *schedule) allowed(p int) bool {
+	if s.running[p] < s.reserved[p] {
+		return true
+	}
+	kept := 0
+	for q := range s.queues {
+		if q != p {
+			kept += max(0, s.reserved[q]-s.running[q])
+		}
+	}
+	return s.free > kept
+}
+
+func (s *schedule) take(p int) *lane {
+	l := s.queues[p].head()
+	s.queues[p].entries = s.queues[p].entries[1:]
+	l.ready = queuedLane{}
+	s.free--
+	s.running[p]++
+	return l
+}
+
+// release gives a slot back that ran an item of priority p.
+func (s *schedule) release(p int) {
+	s.free++
+	s.running[p]--
+}
+
+// head returns the first lane that still waits here, dropping entries of lanes
+// that do not.
+func (q *laneQueue) head() *lane {
+	for len(q.entries) > 0 {
+		e := q.entries[0]
+		if e.lane.ready.ticket == e.ticket {
+			return e.lane
+		}
+		q.entries[0] = laneEntry{}
+		q.entries = q.entries[1:]
+	}
+	q.entries = nil
+	return nil
+}

@@ -1,0 +1,73 @@
+package consumer
+
+import "slices"
+
+// tracker knows which offsets of one assignment of a partition are not done. Its
+// caller serialises access.
+type tracker struct {
+	// pending holds the offsets handed in and not yet behind next, ascending; gaps
+	// are offsets that the log does not have.
+	pending []trackedOffset
+	// next is the lowest offset that is not done: what is committed.
+	next int64
+	// last is the highest offset handed in.
+	last int64
+	// known is false until the first offset is handed in.
+	known bool
+}
+
+type trackedOffset struct {
+	offset int64
+	done   bool
+}
+
+// add hands an offset in. It returns false for one that was handed in before: a
+// fetch after a rewind repeats them.
+func (t *tracker) add(offset int64) bool {
+	if t.known && offset <= t.last {
+		return false
+	}
+	if !t.known {
+		t.known = true
+		t.next = offset
+	}
+	if len(t.pending) == 0 {
+		// Everything before is done, so a gap in the log needs no wait.
+		t.next = offset
+	}
+	t.pending = append(t.pending, trackedOffset{offset: offset})
+	t.last = offset
+	return true
+}
+
+// done marks an offset and moves next past all that is done.
+func (t *tracker) done(offset int64) {
+	i, found := slices.BinarySearchFunc(t.pending, offset, func(e trackedOffset, o int64) int {
+		return int(max(-1, min(1, e.offset-o)))
+	})
+	if !found {
+		return
+	}
+	t.pending[i].done = true
+	if i > 0 {
+		return
+	}
+	n := 0
+	for n < len(t.pending) && t.pending[n].done {
+		n++
+	}
+	if t.pending = t.pending[n:]; len(t.pending) > 0 {
+		t.next = t.pending[0].offset
+	} else {
+		t.pending = nil
+		t.next = t.last + 1
+	}
+}
+
+// spread is how far the log was read ahead of the lowest unfinished offset.
+func (t *tracker) spread() int64 {
+	if len(t.pending) == 0 {
+		return 0
+	}
+	return t.last - t.pending[0].offset + 1
+}

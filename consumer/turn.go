@@ -1,0 +1,228 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime/debug"
+	"time"
+
+	"millrace"
+)
+
+// verdict says what becomes of an item after its slot has dealt with it.
+type verdict struct {
+	kind  verdictKind
+	delay time.Duration
+}
+
+type verdictKind int
+
+const (
+	// finished: the task is done, here or elsewhere; its offset is done.
+	finished verdictKind = iota
+	// retry: the item stays in its lane and runs again after a delay.
+	retry
+	// dropped: the partition's next owner deals with it.
+	dropped
+)
+
+// process takes an item as far as it goes now. It is the only place that runs a
+// handler.
+func (e *Engine) process(l *lane, it *item) verdict {
+	ctx := it.part.ctx
+	if it.invalid != nil {
+		return e.giveUp(ctx, l, it, it.invalid.Reason, it.invalid.Detail, "")
+	}
+	if it.lookUp {
+		done, err := e.cfg.Store.Completed(ctx, it.task.Key())
+		if err != nil {
+			return e.outage(ctx, it, err)
+		}
+		if done {
+			e.metrics.redeliveries.Inc()
+			return verdict{kind: finished}
+		}
+		it.lookUp = false
+	}
+	if d := it.task.Deadline; !d.IsZero() && time.Now().After(d) {
+		return e.giveUp(ctx, l, it, millrace.ReasonDeadlineExceeded, "the deadline passed before the task could run: "+d.Format(time.RFC3339), "")
+	}
+	if l.conv == nil {
+		conv, err := e.cfg.Store.Open(ctx, &it.task)
+		if err != nil {
+			return e.outage(ctx, it, err)
+		}
+		l.conv = &conv
+	}
+	return e.runTurn(ctx, l, it)
+}
+
+// runTurn runs the handler once and commits what it did.
+func (e *Engine) runTurn(ctx context.Context, l *lane, it *item) verdict {
+	prio := string(it.task.Priority)
+	turn := millrace.NewTurn(millrace.TurnConfig{
+		Task: it.task, Conversation: *l.conv, Attempt: it.attempts + 1,
+		History: e.cfg.History, Journal: e.cfg.Journal,
+	})
+	started := time.Now()
+	if it.attempts == 0 && it.outages == 0 && !it.task.Time.IsZero() {
+		e.metrics.queueWait.WithLabelValues(prio).Observe(started.Sub(it.task.Time).Seconds())
+	}
+	stack, err := e.handle(ctx, it, turn)
+	it.journaled = it.journaled || turn.Journaled()
+	finishedAt := time.Now()
+	e.metrics.turnSeconds.WithLabelValues(prio).Observe(finishedAt.Sub(started).Seconds())
+
+	switch {
+	case ctx.Err() != nil:
+		// The partition has gone, or the worker is going: another owner runs the task,
+		// and must find nothing of this run but its journal.
+		e.metrics.turns.WithLabelValues(prio, "interrupted").Inc()
+		return verdict{kind: dropped}
+	case err == nil:
+		return e.commit(ctx, l, it, millrace.Completion{
+			Task: it.task, Status: millrace.StatusCompleted, Base: *l.conv, Attempts: it.attempts + 1,
+			Effects: turn.Effects(), StartedAt: started, FinishedAt: finishedAt,
+		})
+	case millrace.IsUnavailable(err):
+		return e.outage(ctx, it, err)
+	}
+	return e.failed(ctx, l, it, err, stack)
+}
+
+// handle calls the handler with its time limits. A panic becomes an error here
+// and nowhere else.
+func (e *Engine) handle(ctx context.Context, it *item, turn *millrace.Turn) (stack string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, e.cfg.TurnTimeout)
+	defer cancel()
+	if d := it.task.Deadline; !d.IsZero() {
+		ctx, cancel = context.WithDeadline(ctx, d)
+		defer cancel()
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			stack = string(debug.Stack())
+			err = fmt.Errorf("handler panicked: %v", r)
+			e.log.Error().Str("task", it.task.ID).Str("stack", stack).Msgf("handler panicked: %v", r)
+		}
+	}()
+	return "", e.cfg.Handler.Handle(ctx, turn)
+}
+
+// failed decides whether a failed turn gets another attempt.
+func (e *Engine) failed(ctx context.Context, l *lane, it *item, err error, stack string) verdict {
+	it.attempts++
+	prio := string(it.task.Priority)
+	if d := it.task.Deadline; !d.IsZero() && time.Now().After(d) {
+		return e.giveUp(ctx, l, it, millrace.ReasonDeadlineExceeded, err.Error(), stack)
+	}
+	if millrace.IsPermanent(err) {
+		return e.giveUp(ctx, l, it, millrace.ReasonPermanent, err.Error(), stack)
+	}
+	limit := it.task.MaxAttempts
+	if limit == 0 {
+		limit = e.cfg.MaxAttempts
+	}
+	if it.attempts >= limit {
+		return e.giveUp(ctx, l, it, millrace.ReasonAttemptsExhausted, err.Error(), stack)
+	}
+	delay := fullJitter(e.cfg.RetryMin, e.cfg.RetryMax, it.attempts)
+	var after *millrace.RetryAfterError
+	if errors.As(err, &after) {
+		delay = after.Delay
+	}
+	e.metrics.turns.WithLabelValues(prio, "retried").Inc()
+	e.log.Warn().Err(err).Str("task", it.task.ID).Str("conversation", it.task.Conversation).
+		Int("attempt", it.attempts).Int("of", limit).Dur("retry_in", delay).Msg("turn failed")
+	return verdict{kind: retry, delay: delay}
+}
+
+// fullJitter returns a random part of low doubled with every attempt, up to
+// high ("full jitter" of the AWS Architecture Blog, Exponential Backoff And
+// Jitter).
+func fullJitter(low, high time.Duration, attempt int) time.Duration {
+	limit := high
+	if shift := attempt - 1; shift < 30 && low<<shift < high {
+		limit = low << shift
+	}
+	return rand.N(limit) + 1 //nolint:gosec // spreads retries, guards nothing
+}
+
+// outage holds the lane for a while without counting an attempt.
+func (e *Engine) outage(ctx context.Context, it *item, err error) verdict {
+	if ctx.Err() != nil {
+		return verdict{kind: dropped}
+	}
+	it.outages++
+	e.metrics.turns.WithLabelValues(string(it.task.Priority), "outage").Inc()
+	delay := fullJitter(200*time.Millisecond, 5*time.Second, it.outages)
+	e.log.Warn().Err(err).Str("task", it.task.ID).Dur("retry_in", delay).Msg("a dependency is out; no attempt is counted")
+	return verdict{kind: retry, delay: delay}
+}
+
+// giveUp makes the task a dead letter.
+func (e *Engine) giveUp(ctx context.Context, l *lane, it *item, reason, detail, stack string) verdict {
+	now := time.Now()
+	conv := millrace.Conversation{ID: it.task.Conversation}
+	if l.conv != nil {
+		conv = *l.conv
+	}
+	v := e.commit(ctx, l, it, millrace.Completion{
+		Task: it.task, Status: millrace.StatusFailed, Base: conv, Attempts: it.attempts,
+		Error:      reason + ": " + detail,
+		DeadLetter: &millrace.DeadLetter{Reason: reason, Detail: detail, Stack: stack, Record: it.record},
+		StartedAt:  now, FinishedAt: now,
+	})
+	if v.kind == finished {
+		e.metrics.deadLetters.WithLabelValues(reason).Inc()
+		e.log.Error().Str("task", it.task.ID).Str("conversation", it.task.Conversation).Str("reason", reason).
+			Str("detail", detail).Str("topic", it.record.Topic).Int32("partition", it.record.Partition).
+			Int64("offset", it.record.Offset).Msg("task given up; it is in the dead letters")
+	}
+	return v
+}
+
+// commit hands a completion in and moves the lane's conversation on.
+func (e *Engine) commit(ctx context.Context, l *lane, it *item, c millrace.Completion) verdict {
+	outcome, err := e.cfg.Store.Commit(ctx, c)
+	if err != nil {
+		if millrace.IsUnavailable(err) || ctx.Err() != nil {
+			l.conv = nil // it may have committed after all
+			it.lookUp = true
+			return e.outage(ctx, it, err)
+		}
+		if c.DeadLetter != nil {
+			// Nothing that is left of the task can be the reason any more.
+			return e.outage(ctx, it, err)
+		}
+		it.attempts++
+		return e.giveUp(ctx, l, it, millrace.ReasonEffectsRefused, err.Error(), "")
+	}
+	prio := string(it.task.Priority)
+	switch outcome {
+	case millrace.Committed:
+		e.metrics.turns.WithLabelValues(prio, string(c.Status)).Inc()
+		if c.Task.Conversation != "" && c.Effects.Touches() {
+			next := c.Base.After(&c.Task, &c.Effects, c.FinishedAt)
+			l.conv = &next
+		}
+		return verdict{kind: finished}
+	case millrace.AlreadyCompleted:
+		e.metrics.redeliveries.Inc()
+		e.metrics.turns.WithLabelValues(prio, "already_completed").Inc()
+		l.conv = nil
+		return verdict{kind: finished}
+	case millrace.Conflict:
+		e.metrics.turns.WithLabelValues(prio, "conflict").Inc()
+		conv, err := e.cfg.Store.Reload(ctx, &it.task)
+		if err != nil {
+			l.conv = nil
+			return e.outage(ctx, it, err)
+		}
+		l.conv = &conv
+		return verdict{kind: retry}
+	}
+	panic(fmt.Sprintf("store returned %v", outcome))
+}

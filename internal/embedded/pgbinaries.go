@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -153,7 +154,7 @@ func (s pgSearch) download(ctx context.Context, want int) (pgBinaries, error) {
 		return pgBinaries{}, err
 	}
 	s.logger.Info().Str("version", string(version)).Str("to", home).Msg("downloading PostgreSQL, once")
-	if err := os.MkdirAll(s.cacheDir, 0o755); err != nil { //nolint:gosec // the account that runs them has to read them
+	if err := makePassable(s.cacheDir); err != nil {
 		return pgBinaries{}, dirError(s.cacheDir, err)
 	}
 	work, err := os.MkdirTemp(s.cacheDir, "download-")
@@ -164,6 +165,7 @@ func (s pgSearch) download(ctx context.Context, want int) (pgBinaries, error) {
 	if err := fetchPostgres(ctx, work, version); err != nil {
 		return pgBinaries{}, err
 	}
+	http.DefaultClient.CloseIdleConnections() // the library's, of no more use
 	fresh := filepath.Join(work, "pg")
 	if err := makeReadable(fresh); err != nil {
 		return pgBinaries{}, err

@@ -58,7 +58,7 @@ func (d *Dir) place(service, base string) (place, error) {
 	}
 	sum := sha256.Sum256([]byte(d.path))
 	path := filepath.Join(base, service+"-"+hex.EncodeToString(sum[:6]))
-	if err := os.MkdirAll(base, 0o755); err != nil { //nolint:gosec // the account passes through, its own folder is 0700
+	if err := makePassable(base); err != nil {
 		return place{}, errors.Join(blocked, dirError(base, err))
 	}
 	if err := makeOwned(path, acct); err != nil {
@@ -76,6 +76,18 @@ func (d *Dir) pointed(service, path, pointer string) (place, error) {
 		return place{}, fmt.Errorf("data directory %s: %s says that the files of %s are in %s, which is not there", d.path, pointer, service, path)
 	}
 	return place{path: path, acct: acct, note: "as " + pointer + " says"}, acct.reaches(path)
+}
+
+// makePassable makes a folder that other accounts can pass through whatever the
+// umask. One that is there already is left as it is.
+func makePassable(path string) error {
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(path, 0o755); err != nil { //nolint:gosec // what is inside guards itself
+		return err
+	}
+	return os.Chmod(path, 0o755) //nolint:gosec // see above
 }
 
 // ownerOf returns the account that owns a folder, unless that is root or one

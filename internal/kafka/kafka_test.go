@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -361,16 +362,40 @@ func TestMissingTopicHasUnknownLag(t *testing.T) {
 	}
 }
 
-func TestClientWarningsReachTheLog(t *testing.T) {
-	var out bytes.Buffer
-	l := logger{zerolog.New(&out).Level(zerolog.InfoLevel)}
-	if l.Level() != kgo.LogLevelWarn {
-		t.Errorf("level %v, want warnings", l.Level())
+func TestClientWarningsReachTheLogOncePerWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		l := newLogger(zerolog.New(&out).Level(zerolog.InfoLevel))
+		if l.Level() != kgo.LogLevelWarn {
+			t.Errorf("level %v, want warnings", l.Level())
+		}
+		l.Log(kgo.LogLevelInfo, "hidden")
+		for range 3 {
+			l.Log(kgo.LogLevelWarn, "down", "broker", 1, "err", errors.New("gone"))
+		}
+		l.Log(kgo.LogLevelError, "other")
+		<-time.After(repeatAfter)
+		l.Log(kgo.LogLevelWarn, "down", "broker", 2)
+		want := `{"level":"warn","broker":1,"err":"gone","message":"kafka: down"}
+{"level":"error","message":"kafka: other"}
+{"level":"warn","broker":2,"repeated":2,"message":"kafka: down"}
+`
+		if got := out.String(); got != want {
+			t.Errorf("got:\n%s", got)
+		}
+	})
+}
+
+func TestUnreachableKafkaIsNamed(t *testing.T) {
+	s, err := settings.Load([]string{"MILLRACE_KAFKA_BROKERS=127.0.0.1:1"}, settings.RoleTool)
+	if err != nil {
+		t.Fatal(err)
 	}
-	l.Log(kgo.LogLevelInfo, "hidden")
-	l.Log(kgo.LogLevelWarn, "shown", "broker", 1, "err", errors.New("gone"))
-	if got := out.String(); got != `{"level":"warn","broker":1,"err":"gone","message":"kafka: shown"}`+"\n" {
-		t.Errorf("got %s", got)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err = Dial(ctx, &s, "test", zerolog.Nop())
+	if err == nil || !strings.HasPrefix(err.Error(), "kafka at 127.0.0.1:1 (MILLRACE_KAFKA_BROKERS): ") || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -20,13 +20,13 @@ import (
 const MaxMessageBytes = 2 << 20
 
 // Options returns how every client connects, under the client id "millrace-"
-// and part. The first broker error is logged through log, as are warnings.
+// and part, which log lines of the client carry as well.
 func Options(s *settings.Settings, part string, log zerolog.Logger) ([]kgo.Opt, error) {
 	opts := []kgo.Opt{
 		kgo.SeedBrokers(s.KafkaBrokers...),
 		kgo.ClientID("millrace-" + part),
 		kgo.ProducerBatchMaxBytes(MaxMessageBytes),
-		kgo.WithLogger(logger{log.With().Str("client", part).Logger()}),
+		kgo.WithLogger(newLogger(log.With().Str("client", part).Logger())),
 	}
 	if s.KafkaTLS {
 		config, err := tlsConfig(s)
@@ -84,35 +84,4 @@ func saslMechanism(s *settings.Settings) (sasl.Mechanism, error) {
 		return scram.Auth{User: user, Pass: password}.AsSha512Mechanism(), nil
 	}
 	return nil, fmt.Errorf("kafka sasl mechanism %q is not known", s.KafkaSASLMechanism)
-}
-
-// logger passes on what the client has to say, one level down: what the client
-// calls information is detail to whoever runs Millrace.
-type logger struct{ log zerolog.Logger }
-
-func (l logger) Level() kgo.LogLevel {
-	switch l.log.GetLevel() {
-	case zerolog.TraceLevel:
-		return kgo.LogLevelDebug
-	case zerolog.DebugLevel:
-		return kgo.LogLevelInfo
-	case zerolog.InfoLevel, zerolog.WarnLevel:
-		return kgo.LogLevelWarn
-	case zerolog.ErrorLevel:
-		return kgo.LogLevelError
-	}
-	return kgo.LogLevelNone
-}
-
-func (l logger) Log(level kgo.LogLevel, msg string, keyvals ...any) {
-	to := zerolog.TraceLevel
-	switch level {
-	case kgo.LogLevelError:
-		to = zerolog.ErrorLevel
-	case kgo.LogLevelWarn:
-		to = zerolog.WarnLevel
-	case kgo.LogLevelInfo:
-		to = zerolog.DebugLevel
-	}
-	l.log.WithLevel(to).Fields(keyvals).Msg("kafka: " + msg)
 }

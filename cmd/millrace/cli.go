@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"millrace/internal/logging"
+	"millrace/internal/settings"
+)
+
+// Exit codes.
+const (
+	exitFailed  = 1
+	exitInvalid = 2
+)
+
+// cli is what commands see of the process that they run in.
+type cli struct {
+	in      io.Reader
+	out     io.Writer
+	err     io.Writer
+	environ []string
+	exit    func(code int)
+
+	started bool // arguments and flags were all right
+}
+
+// makers make the commands. Each command's file registers its own.
+var makers []func(*cli) *cobra.Command
+
+func register(make func(*cli) *cobra.Command) { makers = append(makers, make) }
+
+// usageError is a wrong call: of flags, of arguments.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+func usage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+func newRoot(c *cli) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "millrace",
+		Short: "Run AI-agent tasks at scale on Kafka",
+		Long: `Millrace takes tasks in, sorts them by priority, and lets any number of
+identical workers run them: one at a time and in order within a conversation.
+
+Settings come from the environment, with the prefix MILLRACE_; flags say what
+one call does. "millrace config" lists the settings.
+
+Exit codes: 0 done, 1 failed, 2 wrong settings or a wrong call.`,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+	}
+	root.SetIn(c.in)
+	root.SetOut(c.out)
+	root.SetErr(c.err)
+	for _, make := range makers {
+		root.AddCommand(make(c))
+	}
+	c.noteStart(root)
+	return root
+}
+
+// noteStart has every command below parent note that it was called rightly:
+// Cobra has checked arguments, flags and groups of flags by then.
+func (c *cli) noteStart(parent *cobra.Command) {
+	for _, command := range parent.Commands() {
+		c.noteStart(command)
+		if do := command.RunE; do != nil {
+			command.RunE = func(command *cobra.Command, args []string) error {
+				c.started = true
+				return do(command, args)
+			}
+		}
+	}
+}
+
+// run runs the command that args name and returns the exit code.
+func run(c *cli, args []string) int {
+	ctx, stop := c.untilSignal(context.Background())
+	defer stop()
+	root := newRoot(c)
+	root.SetArgs(args)
+	command, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(c.err, "millrace: %v\n", err)
+	var (
+		invalid *settings.InvalidError
+		wrong   usageError
+	)
+	switch {
+	case errors.As(err, &wrong) || !c.started:
+		fmt.Fprintf(c.err, "Run '%s --help' for usage.\n", command.CommandPath())
+		return exitInvalid
+	case errors.As(err, &invalid):
+		return exitInvalid
+	}
+	return exitFailed
+}
+
+// untilSignal returns a context that ends with the first SIGINT or SIGTERM. The
+// second one ends the process at once.
+func (c *cli) untilSignal(parent context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(parent)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	over, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for first := true; ; first = false {
+			select {
+			case s := <-signals:
+				if !first {
+					c.exit(128 + int(s.(syscall.Signal)))
+					return
+				}
+				cancel()
+			case <-over:
+				return
+			}
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(over)
+		<-done
+		cancel()
+	}
+}
+
+// settings reads the settings of a process in the given role.
+func (c *cli) settings(role settings.Role) (settings.Settings, error) {
+	return settings.Load(c.environ, role)
+}
+
+// flushTimeout is how long the last log lines may take on the way out.
+const flushTimeout = 2 * time.Second
+
+// logger returns the logger of a process, which writes to standard error, and
+// what flushes it: to be called last.
+func (c *cli) logger(s *settings.Settings, metrics prometheus.Registerer) (zerolog.Logger, func(), error) {
+	log, w, err := logging.New(logging.Config{
+		Out: c.err, Level: s.LogLevel, Format: s.LogFormat, Color: isTerminal(c.err), Metrics: metrics,
+	})
+	if err != nil {
+		return log, nil, err
+	}
+	return log, func() {
+		ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
+		defer cancel()
+		if err := w.Close(ctx); err != nil {
+			fmt.Fprintf(c.err, "millrace: %v\n", err)
+		}
+	}, nil
+}
+
+func isTerminal(w any) bool {
+	file, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(file.Fd())) //nolint:gosec // a file descriptor is small
+}
+
+// width returns the columns of the terminal behind w, or 0.
+func width(w io.Writer) int {
+	file, ok := w.(*os.File)
+	if !ok {
+		return 0
+	}
+	columns, _, err := term.GetSize(int(file.Fd())) //nolint:gosec // a file descriptor is small
+	if err != nil {
+		return 0
+	}
+	return columns
+}

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"millrace"
+	"millrace/internal/settings"
+)
+
+func init() { register(submitCommand) }
+
+type submitFlags struct {
+	conversation, kind, priority, tenant, payload string
+	deadline                                      time.Duration
+	attributes                                    map[string]string
+	idempotencyKey                                string
+	batch                                         string
+	wait                                          bool
+	timeout                                       time.Duration
+}
+
+func submitCommand(c *cli) *cobra.Command {
+	var f submitFlags
+	command := &cobra.Command{
+		Use:   "submit",
+		Short: "Send tasks to the API",
+		Long: `Send a task, or a batch of them, to the API at MILLRACE_URL, and print the id of
+each. A task that was printed is durable. When the API has too much waiting, the
+command sends again at the time that it asks for.
+
+With --wait, the result of each is printed instead, as JSON, once it is done;
+exit code 1 says that a task failed.`,
+		Example: `  millrace submit --conversation c1 --payload '{"text":"hi"}' --wait
+  millrace submit --conversation c1 --type chat.message --priority high --payload @turn.json
+  jq -c '{conversation:.id, type:"chat.message", payload:.}' turns.json | millrace submit --batch -`,
+		Args: cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			single := command.Flags().Changed("payload")
+			if single == (f.batch != "") {
+				return usage("want either --payload or --batch")
+			}
+			if f.batch != "" {
+				for _, name := range []string{"conversation", "type", "priority", "tenant", "deadline", "attribute"} {
+					if command.Flags().Changed(name) {
+						return usage("--%s does not go with --batch, whose lines say it", name)
+					}
+				}
+			}
+			return c.submit(command.Context(), f)
+		},
+	}
+	flags := command.Flags()
+	flags.StringVar(&f.payload, "payload", "", "the task's input: JSON, @FILE, or - for standard input")
+	flags.StringVar(&f.conversation, "conversation", "", "the conversation whose tasks run in order; without one there is no order")
+	flags.StringVar(&f.kind, "type", millrace.DefaultType, "the task's type")
+	flags.StringVar(&f.priority, "priority", "", "the priority to wish for; rules may decide otherwise")
+	flags.StringVar(&f.tenant, "tenant", "", "on whose behalf the task runs")
+	flags.DurationVar(&f.deadline, "deadline", 0, "give the task up after this time")
+	flags.StringToStringVar(&f.attributes, "attribute", nil, "further `name=value` for rules to look at")
+	flags.StringVar(&f.idempotencyKey, "idempotency-key", "", "a repeat with the same key is the same task (or, line by line, the same batch)")
+	flags.StringVar(&f.batch, "batch", "", "send the tasks in this `file` (- for standard input): one JSON object a line, as POST /v1/tasks takes them")
+	flags.BoolVar(&f.wait, "wait", false, "wait until the tasks are done, and print their results")
+	flags.DurationVar(&f.timeout, "timeout", 5*time.Minute, "give up after this time")
+	return command
+}
+
+func (c *cli) submit(ctx context.Context, f submitFlags) error {
+	s, err := c.settings(settings.RoleTool)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, f.timeout, fmt.Errorf("not done within %s (--timeout)", f.timeout))
+	defer cancel()
+	api := newAPI(s.URL)
+	defer api.close()
+	if f.batch != "" {
+		in, err := c.open(f.batch)
+		if err != nil {
+			return err
+		}
+		defer in.Close() //nolint:errcheck // it was only read
+		b := &batchSender{c: c, api: api, key: f.idempotencyKey, wait: f.wait}
+		return b.send(ctx, in)
+	}
+	body, err := c.taskBody(f)
+	if err != nil {
+		return err
+	}
+	id, err := api.submit(ctx, body, f.idempotencyKey)
+	if err != nil {
+		return err
+	}
+	if !f.wait {
+		_, err := fmt.Fprintln(c.out, id)
+		return err
+	}
+	return c.printResult(ctx, api, id)
+}
+
+// taskBody returns the body of POST /v1/tasks.
+func (c *cli) taskBody(f submitFlags) ([]byte, error) {
+	payload := []byte(f.payload)
+	path, isFile := strings.CutPrefix(f.payload, "@")
+	if f.payload == "-" || isFile {
+		in, err := c.open(cmp.Or(path, "-"))
+		if err != nil {
+			return nil, err
+		}
+		defer in.Close() //nolint:errcheck // it was only read
+		if payload, err = io.ReadAll(in); err != nil {
+			return nil, fmt.Errorf("read payload: %w", err)
+		}
+	}
+	if !json.Valid(payload) {
+		return nil, usage(`--payload is not JSON; a text goes in quotes of its own: --payload '"hello"'`)
+	}
+	task := struct {
+		Conversation *string           `json:"conversation"`
+		Type         string            `json:"type"`
+		Payload      json.RawMessage   `json:"payload"`
+		Priority     string            `json:"priority,omitempty"`
+		Tenant       string            `json:"tenant,omitempty"`
+		Deadline     *time.Time        `json:"deadline,omitempty"`
+		Attributes   map[string]string `json:"attributes,omitempty"`
+	}{Type: f.kind, Payload: bytes.TrimSpace(payload), Priority: f.priority, Tenant: f.tenant, Attributes: f.attributes}
+	if f.conversation != "" {
+		task.Conversation = &f.conversation
+	}
+	if f.deadline != 0 {
+		at := time.Now().Add(f.deadline).UTC()
+		task.Deadline = &at
+	}
+	body, err := json.Marshal(task)
+	if err != nil {
+		return nil, fmt.Errorf("encode task: %w", err)
+	}
+	return body, nil
+}
+
+// open opens a file, or standard input for "-".
+func (c *cli) open(path string) (io.ReadCloser, error) {
+	if path == "-" {
+		return io.NopCloser(c.in), nil
+	}
+	return os.Open(path) //nolint:gosec // the caller names the file
+}
+
+// errTaskFailed is for a task that came to an end, but not to its result.
+var errTaskFailed = errors.New("the task failed")
+
+// printResult waits for a task and prints its result.
+func (c *cli) printResult(ctx context.Context, api *api, id string) error {
+	result, raw, err := api.wait(ctx, id)
+	if err != nil {
+		return fmt.Errorf("task %s: %w", id, err)
+	}
+	if _, err := fmt.Fprintf(c.out, "%s\n", bytes.TrimSpace(raw)); err != nil {
+		return err
+	}
+	if result.Status != millrace.StatusCompleted {
+		return fmt.Errorf("task %s: %w (%s): %s", id, errTaskFailed, result.Status, result.Error)
+	}
+	return nil
+}

@@ -1,0 +1,252 @@
+//go:build integration
+
+package statestore
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"millrace"
+)
+
+func TestOpenReadsTheHotCopyAndFallsBackToPostgres(t *testing.T) {
+	s := newStore(t)
+	task := millrace.Task{ID: "task-2", Conversation: "conv"}
+	c := completion("task-1", millrace.Conversation{ID: "conv"})
+	c.Effects.Messages[0].Content = "any bytes: \xff\x00"
+	mustCommit(t, s, c, millrace.Committed)
+
+	check := func(from string) {
+		t.Helper()
+		conv, err := s.Open(t.Context(), &task)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if conv.Version != 1 || conv.Length != 1 || string(conv.State) != `{"last":"task-1"}` {
+			t.Errorf("from %s: %+v", from, conv)
+		}
+		if len(conv.Tail) != 1 || conv.Tail[0].Content != "any bytes: \xff\x00" || conv.Tail[0].Seq != 1 {
+			t.Errorf("from %s: history %+v", from, conv.Tail)
+		}
+	}
+	if n := s.cfg.Redis.Exists(t.Context(), s.hot.key("conv")).Val(); n != 1 {
+		t.Fatal("no hot copy after the commit")
+	}
+	check("redis")
+	s.cfg.Redis.FlushDB(t.Context())
+	check("postgres")
+	check("redis, refilled")
+}
+
+func TestStaleRedisCostsAConflictAndIsPutRight(t *testing.T) {
+	s := newStore(t)
+	conv := millrace.Conversation{ID: "conv"}
+	for i := range 3 {
+		c := completion(fmt.Sprintf("task-%d", i), conv)
+		mustCommit(t, s, c, millrace.Committed)
+		conv = conv.After(&c.Task, &c.Effects, c.FinishedAt)
+	}
+	task := millrace.Task{ID: "task-3", Conversation: "conv"}
+	for name, lie := range map[string]millrace.Conversation{
+		"late":    {ID: "conv", Version: 1, Length: 1},
+		"ahead":   {ID: "conv", Version: 99, Length: 7, State: []byte(`{"last":"nobody"}`)},
+		"garbage": {ID: "conv", Version: -5},
+	} {
+		if err := s.hot.put(t.Context(), []millrace.Conversation{lie}, true); err != nil {
+			t.Fatal(err)
+		}
+		opened, err := s.Open(t.Context(), &task)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if opened.Version != lie.Version {
+			t.Fatalf("%s: the planted copy was not read", name)
+		}
+		mustCommit(t, s, completion("task-3", opened), millrace.Conflict)
+		if _, err := s.Reload(t.Context(), &task); err != nil {
+			t.Fatal(err)
+		}
+		if opened, err = s.Open(t.Context(), &task); err != nil || opened.Version != 3 || opened.Length != 3 {
+			t.Errorf("%s: after the reload Redis says %+v, %v", name, opened, err)
+		}
+	}
+}
+
+func TestAnOlderCommitNeverReplacesANewerHotCopy(t *testing.T) {
+	s := newStore(t)
+	for _, v := range []int64{5, 3, 4} {
+		if err := s.hot.put(t.Context(), []millrace.Conversation{{ID: "conv", Version: v}}, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conv, err := s.Open(t.Context(), &millrace.Task{ID: "x", Conversation: "conv"})
+	if err != nil || conv.Version != 5 {
+		t.Errorf("version %d, %v; want 5", conv.Version, err)
+	}
+}
+
+func TestHistoryReachesBehindTheTail(t *testing.T) {
+	s := newStore(t)
+	c := completion("task", millrace.Conversation{ID: "conv"})
+	for i := range 200 {
+		c.Effects.Messages = append(c.Effects.Messages, millrace.Message{Role: millrace.RoleUser, Content: fmt.Sprint(i)})
+	}
+	mustCommit(t, s, c, millrace.Committed)
+	conv, err := s.Open(t.Context(), &millrace.Task{ID: "next", Conversation: "conv"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(conv.Tail) != millrace.TailLength {
+		t.Errorf("tail of %d messages, want %d", len(conv.Tail), millrace.TailLength)
+	}
+	turn := millrace.NewTurn(millrace.TurnConfig{Task: millrace.Task{ID: "next", Conversation: "conv"}, Conversation: conv, History: s})
+	got, err := turn.History(t.Context(), 150)
+	if err != nil || len(got) != 150 || got[0].Content != "50" || got[149].Content != "199" {
+		t.Errorf("%d messages, %v", len(got), err)
+	}
+}
+
+func TestALargeTailIsCutInRedisAndStillReadWhole(t *testing.T) {
+	s := newStore(t)
+	c := completion("task", millrace.Conversation{ID: "conv"})
+	c.Effects.Messages = nil
+	for i := range 10 {
+		c.Effects.Messages = append(c.Effects.Messages, millrace.Message{Role: "user", Content: strings.Repeat(fmt.Sprint(i), 60<<10)})
+	}
+	mustCommit(t, s, c, millrace.Committed)
+	conv, err := s.Open(t.Context(), &millrace.Task{ID: "next", Conversation: "conv"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(conv.Tail) != 4 || conv.Tail[0].Seq != 7 {
+		t.Errorf("%d messages in the hot copy from seq %d, want the last 4", len(conv.Tail), conv.Tail[0].Seq)
+	}
+	turn := millrace.NewTurn(millrace.TurnConfig{Task: millrace.Task{ID: "next", Conversation: "conv"}, Conversation: conv, History: s})
+	if got, err := turn.History(t.Context(), 10); err != nil || len(got) != 10 || got[0].Content[0] != '0' {
+		t.Errorf("%d messages, %v", len(got), err)
+	}
+}
+
+func TestTaskStatusGoesFromQueuedToRunningToCompleted(t *testing.T) {
+	s := newStore(t)
+	task := millrace.Task{ID: "task", Conversation: "conv"}
+	status := func() millrace.Status {
+		r, err := s.Task(t.Context(), "task")
+		if errors.Is(err, millrace.ErrNotFound) {
+			return ""
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Status
+	}
+	want := func(s millrace.Status) {
+		t.Helper()
+		if got := status(); got != s {
+			t.Errorf("status %q, want %q", got, s)
+		}
+	}
+	want("")
+	if err := s.Queued(t.Context(), []millrace.Task{task}); err != nil {
+		t.Fatal(err)
+	}
+	want(millrace.StatusQueued)
+	if _, err := s.Open(t.Context(), &task); err != nil {
+		t.Fatal(err)
+	}
+	want(millrace.StatusRunning)
+	if err := s.Queued(t.Context(), []millrace.Task{task}); err != nil { // announced late
+		t.Fatal(err)
+	}
+	want(millrace.StatusRunning)
+	mustCommit(t, s, completion("task", millrace.Conversation{ID: "conv"}), millrace.Committed)
+	want(millrace.StatusCompleted)
+}
+
+func TestJournalReplaysWhatIsRecorded(t *testing.T) {
+	s := newStore(t)
+	step := func(request string, version int64) millrace.Step {
+		return millrace.Step{
+			Task: millrace.Key{ID: "task"}, Name: "llm", RequestHash: sha256.Sum256([]byte(request)), BaseVersion: version,
+		}
+	}
+	begin := func(st millrace.Step) (millrace.StepResult, bool) {
+		t.Helper()
+		r, done, err := s.Begin(t.Context(), st)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r, done
+	}
+	if _, done := begin(step("a", 1)); done {
+		t.Fatal("a new step counts as done")
+	}
+	if _, done := begin(step("a", 1)); done {
+		t.Fatal("an intent without an outcome counts as done")
+	}
+	answer := millrace.StepResult{Output: []byte("answer"), Usage: millrace.Usage{Calls: 1, InputTokens: 2, OutputTokens: 3}}
+	if err := s.Finish(t.Context(), step("a", 1), answer); err != nil {
+		t.Fatal(err)
+	}
+	if r, done := begin(step("a", 1)); !done || string(r.Output) != "answer" || r.Usage != answer.Usage {
+		t.Errorf("replay gave %+v, %v", r, done)
+	}
+	var mismatch *millrace.StepMismatchError
+	if _, _, err := s.Begin(t.Context(), step("b", 1)); !errors.As(err, &mismatch) || mismatch.Step != "llm" || !millrace.IsPermanent(err) {
+		t.Errorf("another request under the same name: %v", err)
+	}
+	if _, done := begin(step("b", 2)); done {
+		t.Error("a newer version of the conversation replayed the old answer")
+	}
+	if _, _, err := s.Begin(t.Context(), step("a", 1)); !millrace.IsUnavailable(err) {
+		t.Errorf("a run that fell behind: %v", err)
+	}
+	c := completion("task", millrace.Conversation{ID: "conv"})
+	mustCommit(t, s, c, millrace.Committed)
+	if n := count(t, s.cfg.Pool, `SELECT count(*) FROM millrace.steps`); n != 0 {
+		t.Errorf("%d steps outlive their task", n)
+	}
+}
+
+func TestConcurrentMigrationsRunOnce(t *testing.T) {
+	pool := newDatabase(t) // migrated once
+	if _, err := pool.Exec(t.Context(), `DROP SCHEMA millrace CASCADE`); err != nil {
+		t.Fatal(err)
+	}
+	var (
+		wg  sync.WaitGroup
+		mu  sync.Mutex
+		ran int
+	)
+	for range 5 {
+		wg.Go(func() {
+			conn, err := pool.Acquire(t.Context())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Release()
+			if err := CheckSchema(t.Context(), conn.Conn()); err != nil && !errors.Is(err, ErrSchemaOutdated) {
+				t.Errorf("check: %v", err)
+			}
+			done, err := Migrate(t.Context(), conn.Conn())
+			if err != nil {
+				t.Error(err)
+			}
+			if err := CheckSchema(t.Context(), conn.Conn()); err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			ran += len(done)
+		})
+	}
+	wg.Wait()
+	if ran != 1 {
+		t.Errorf("%d migrations ran, want 1", ran)
+	}
+}

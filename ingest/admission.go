@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -76,7 +77,7 @@ func (a *admission) refresh(ctx context.Context) {
 	defer cancel()
 	read, err := a.cfg.Lag.Lag(ctx)
 	if err != nil {
-		if ctx.Err() == nil || context.Cause(ctx) == context.DeadlineExceeded {
+		if !errors.Is(ctx.Err(), context.Canceled) { // that is the stop
 			a.metrics.lagErrors.Inc()
 			a.failures.Warn().Err(err).Msg("read lag for admission")
 		}

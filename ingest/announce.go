@@ -11,6 +11,8 @@ import (
 
 // Announcer is told of tasks that have been accepted, so that a question for
 // their status finds them queued. The tasks come without their payloads.
+// An announcement may come after a worker has run the task, so it must not
+// replace a status that is further on.
 type Announcer interface {
 	Queued(ctx context.Context, tasks []millrace.Task) error
 }

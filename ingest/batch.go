@@ -62,7 +62,7 @@ func (s *Server) submitBatch(w http.ResponseWriter, r *http.Request) *Problem {
 	if problem := checkMediaType(r, batchMediaTypes); problem != nil {
 		return problem
 	}
-	if problem := checkIdempotencyKey(r.Header.Get(headerIdempotencyKey)); problem != nil {
+	if problem := checkIdempotencyKey(r.Header); problem != nil {
 		return problem
 	}
 	body, problem := s.openBody(w, r, s.cfg.MaxBatchBytes)

@@ -189,14 +189,25 @@ func (c *Config) validate() error {
 	if c.MaxPayloadBytes < 0 || c.MaxPayloadBytes > MaxPayloadLimit {
 		fail("max payload bytes %d: want 1 to %d", c.MaxPayloadBytes, MaxPayloadLimit)
 	}
-	for name, n := range map[string]int64{
-		"announce queue": int64(c.AnnounceQueue), "max depth": int64(c.MaxDepth), "max batch lines": int64(c.MaxBatchLines),
-		"max batch bytes": c.MaxBatchBytes, "max waiters": int64(c.MaxWaiters), "lag interval": int64(c.LagInterval),
-		"lag keep": int64(c.LagKeep), "body timeout": int64(c.BodyTimeout), "write timeout": int64(c.WriteTimeout),
-		"produce timeout": int64(c.ProduceTimeout), "read timeout": int64(c.ReadTimeout), "drain timeout": int64(c.DrainTimeout),
+	for _, f := range []struct {
+		name  string
+		value int64
+	}{
+		{"announce queue", int64(c.AnnounceQueue)},
+		{"max depth", int64(c.MaxDepth)},
+		{"max batch lines", int64(c.MaxBatchLines)},
+		{"max batch bytes", c.MaxBatchBytes},
+		{"max waiters", int64(c.MaxWaiters)},
+		{"lag interval", int64(c.LagInterval)},
+		{"lag keep", int64(c.LagKeep)},
+		{"body timeout", int64(c.BodyTimeout)},
+		{"write timeout", int64(c.WriteTimeout)},
+		{"produce timeout", int64(c.ProduceTimeout)},
+		{"read timeout", int64(c.ReadTimeout)},
+		{"drain timeout", int64(c.DrainTimeout)},
 	} {
-		if n < 0 {
-			fail("%s: want more than 0", name)
+		if f.value < 0 {
+			fail("%s: want more than 0", f.name)
 		}
 	}
 	return errors.Join(errs...)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -32,7 +33,9 @@ func (s *Server) serve(route string, e endpoint) http.HandlerFunc {
 		if problem := e(sw, r); problem != nil {
 			s.metrics.refused.WithLabelValues(problem.kind.name).Inc()
 			problem.RequestID = requestIDOf(r)
-			s.discardBody(sw, r)
+			if problem.kind != bodyTimeout && problem.kind != incompleteBody {
+				s.discardBody(sw, r)
+			}
 			s.within(sw, func() { writeProblem(sw, problem) })
 		}
 		s.metrics.requestSeconds.WithLabelValues(route, strconv.Itoa(sw.status)).Observe(s.now().Sub(start).Seconds())
@@ -148,11 +151,7 @@ func (p *probeWriter) WriteHeader(status int)      { p.status = status }
 // misspelt one is not passed over in silence.
 func checkQuery(r *http.Request, known ...string) *Problem {
 	for name, values := range r.URL.Query() {
-		found := false
-		for _, k := range known {
-			found = found || k == name
-		}
-		if !found {
+		if !slices.Contains(known, name) {
 			return invalidParameter.at(ProblemError{Parameter: clip(name), Detail: "not known to this route"})
 		}
 		if len(values) > 1 {

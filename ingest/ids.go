@@ -2,6 +2,8 @@ package ingest
 
 import (
 	"fmt"
+	"net/http"
+	"strings"
 
 	"github.com/google/uuid"
 )
@@ -33,15 +35,25 @@ func taskID(tenant, key string, line int) (string, error) {
 	return uuid.NewSHA1(idempotencyNamespace, []byte(name)).String(), nil
 }
 
-// checkIdempotencyKey returns what is wrong with a key.
-func checkIdempotencyKey(key string) *Problem {
-	if len(key) > maxIdempotencyKey {
-		return invalidHeader.at(ProblemError{Header: "Idempotency-Key", Detail: fmt.Sprintf("%d characters, at most %d", len(key), maxIdempotencyKey)})
+// checkIdempotencyKey returns what is wrong with a request's key. One that is
+// sent and empty is an error: its sender relies on it.
+func checkIdempotencyKey(h http.Header) *Problem {
+	values := h.Values(headerIdempotencyKey)
+	if len(values) == 0 {
+		return nil
 	}
-	for i := range len(key) {
-		if key[i] < ' ' || key[i] > '~' {
-			return invalidHeader.at(ProblemError{Header: "Idempotency-Key", Detail: "want printable ASCII, such as a UUID"})
-		}
+	detail := ""
+	switch key := values[0]; {
+	case len(values) > 1:
+		detail = "given twice"
+	case key == "":
+		detail = "empty; want a key of your own, such as a UUID"
+	case len(key) > maxIdempotencyKey:
+		detail = fmt.Sprintf("%d characters, at most %d", len(key), maxIdempotencyKey)
+	case strings.IndexFunc(key, func(r rune) bool { return r < ' ' || r > '~' }) >= 0:
+		detail = "want printable ASCII, such as a UUID"
+	default:
+		return nil
 	}
-	return nil
+	return invalidHeader.at(ProblemError{Header: headerIdempotencyKey, Detail: detail})
 }

@@ -52,6 +52,9 @@ func (s *Server) routes() (http.Handler, error) {
 	for name, schema := range registry.Map() {
 		if name != taskSchemaName {
 			schema.AdditionalProperties = true // answers may gain members
+			for _, member := range schema.Properties {
+				member.Nullable = false // empty lists are written as such
+			}
 		}
 	}
 	if err := a.documents(); err != nil {

@@ -68,10 +68,11 @@ func (s *Server) produce(ctx context.Context, task *millrace.Task, done func(err
 	return nil
 }
 
-// ackContext bounds the wait for acknowledgements. It leaves the client some
-// time over to report a timeout of its own.
+// ackContext bounds the wait for acknowledgements. It leaves the producer some
+// time over to report a timeout of its own, and goes on when the sender goes
+// away: its task is on its way, and is counted and announced all the same.
 func (s *Server) ackContext(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, s.cfg.ProduceTimeout+time.Second,
+	return context.WithTimeoutCause(context.WithoutCancel(ctx), s.cfg.ProduceTimeout+time.Second,
 		fmt.Errorf("no acknowledgement within %s", s.cfg.ProduceTimeout))
 }
 

@@ -23,7 +23,7 @@ const (
 	maxExpressionBytes = 8 << 10
 	// maxRuleCost bounds one evaluation, in CEL's cost units: string functions
 	// over the largest attributes stay far below, nested loops do not.
-	maxRuleCost = 1_000_000
+	maxRuleCost = 100_000
 )
 
 // Rules classifies by CEL expressions in order: the first that is true decides.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -120,7 +121,7 @@ func (s *Server) classify(ctx context.Context, task *millrace.Task) *Problem {
 			Type: task.Type, Tenant: task.Tenant, Conversation: task.Conversation, Size: len(task.Payload),
 			Priority: wish, Deadline: task.Deadline, Now: task.Time, Attributes: task.Attributes,
 		})
-		if err == nil && p != "" && !s.known(p) {
+		if err == nil && p != "" && !slices.Contains(s.cfg.Priorities, p) {
 			err = fmt.Errorf("the classifier chose the unknown priority %q", string(p))
 		}
 		if err != nil {
@@ -136,13 +137,4 @@ func (s *Server) classify(ctx context.Context, task *millrace.Task) *Problem {
 	}
 	task.Priority = wish
 	return nil
-}
-
-func (s *Server) known(p millrace.Priority) bool {
-	for _, q := range s.cfg.Priorities {
-		if p == q {
-			return true
-		}
-	}
-	return false
 }

@@ -66,7 +66,7 @@ func (s *Server) submit(w http.ResponseWriter, r *http.Request) *Problem {
 	if problem := checkMediaType(r, taskMediaTypes); problem != nil {
 		return problem
 	}
-	if problem := checkIdempotencyKey(r.Header.Get(headerIdempotencyKey)); problem != nil {
+	if problem := checkIdempotencyKey(r.Header); problem != nil {
 		return problem
 	}
 	body, problem := s.readBody(w, r, s.cfg.bodyLimit())

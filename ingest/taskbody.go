@@ -185,7 +185,7 @@ func (d *taskDecoder) setValue(t *millrace.Task, m member, now time.Time, errs *
 			return fmt.Errorf("%q: want an RFC 3339 time, such as %q", clip(s), now.UTC().Add(time.Hour).Format(time.RFC3339))
 		}
 		if !at.After(now) {
-			return fmt.Errorf("%s has passed; it is %s", s, now.UTC().Format(time.RFC3339))
+			return fmt.Errorf("%s has passed; it is %s", clip(s), now.UTC().Format(time.RFC3339))
 		}
 		t.Deadline = at
 	}

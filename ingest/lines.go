@@ -24,14 +24,14 @@ type lineReader struct {
 // line needs no end. A line cut short by an error of the body is not returned.
 func (l *lineReader) next() ([]byte, error) {
 	var line []byte
-	tooLong, any := false, false
+	tooLong, started := false, false
 	for {
 		part, err := l.in.ReadSlice('\n')
 		l.total += int64(len(part))
 		if l.total > l.maxTotal {
 			return nil, errBodyTooLong
 		}
-		any = any || len(part) > 0
+		started = started || len(part) > 0
 		ended := err == nil
 		if ended {
 			part = part[:len(part)-1]
@@ -44,7 +44,7 @@ func (l *lineReader) next() ([]byte, error) {
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull):
 			continue
-		case err != nil && (!errors.Is(err, io.EOF) || !any):
+		case err != nil && (!errors.Is(err, io.EOF) || !started):
 			return nil, err
 		case tooLong:
 			return nil, errLineTooLong

@@ -26,11 +26,11 @@ import (
 // Priorities are those that exist, highest first. The error lists everything
 // that is wrong, each with the file, the rule, the line and the column.
 func LoadRules(path string, priorities []millrace.Priority) (*Rules, error) {
-	f, err := os.Open(path) //nolint:gosec // the operator names the file
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("load rules: %w", err)
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // it is only read
 	data, err := io.ReadAll(io.LimitReader(f, maxRulesBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("load rules: %w", err)

@@ -58,8 +58,8 @@ func (s *sharedServer) terminate() error {
 	return s.started.terminate(context.Background())
 }
 
-// StartShared starts the three shared servers, at once, and returns the environment in which other test binaries use them. The
-// caller ends them with StopShared, also after an error.
+// StartShared starts the three shared servers, at once, and returns the environment in which other test binaries use them; those
+// that the environment names already are left out. The caller ends them with StopShared, also after an error.
 func StartShared() (env []string, err error) {
 	var group errgroup.Group
 	env = make([]string, 3)
@@ -71,6 +71,10 @@ func StartShared() (env []string, err error) {
 		{"MILLRACE_TEST_REDIS_URL", &shared.redis},
 		{"MILLRACE_TEST_POSTGRES_URL", &shared.postgres},
 	} {
+		if set := os.Getenv(service.variable); set != "" {
+			env[i] = service.variable + "=" + set
+			continue
+		}
 		group.Go(func() error {
 			server, err := service.server.server()
 			if err != nil {

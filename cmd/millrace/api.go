@@ -59,9 +59,9 @@ func (p *problem) Error() string {
 	return text
 }
 
-// do makes one request and returns the body of a 2xx answer. Other answers are
-// a problem.
-func (a *api) do(ctx context.Context, method, path, contentType, idempotencyKey string, body []byte) (*http.Response, []byte, error) {
+// do makes one request and returns headers and body of a 2xx answer. Other
+// answers are a problem.
+func (a *api) do(ctx context.Context, method, path, contentType, idempotencyKey string, body []byte) (http.Header, []byte, error) {
 	request, err := http.NewRequestWithContext(ctx, method, a.url+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, nil, fmt.Errorf("make request: %w", err)
@@ -82,14 +82,14 @@ func (a *api) do(ctx context.Context, method, path, contentType, idempotencyKey 
 		return nil, nil, fmt.Errorf("read answer of %s: %w", a.url, cause(ctx, err))
 	}
 	if response.StatusCode >= 200 && response.StatusCode < 300 {
-		return response, answer, nil
+		return response.Header, answer, nil
 	}
 	p := &problem{}
 	if json.Unmarshal(answer, p) != nil {
 		p.Detail = string(answer[:min(len(answer), 200)])
 	}
-	p.Status, p.after = response.StatusCode, retryAfter(response)
-	return response, nil, p
+	p.Status, p.after = response.StatusCode, retryAfter(response.Header)
+	return response.Header, nil, p
 }
 
 // cause replaces what an ended context says by why it has ended.
@@ -104,8 +104,8 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-func retryAfter(response *http.Response) time.Duration {
-	seconds, err := strconv.Atoi(response.Header.Get("Retry-After"))
+func retryAfter(header http.Header) time.Duration {
+	seconds, err := strconv.Atoi(header.Get("Retry-After"))
 	if err != nil {
 		return time.Second
 	}

@@ -104,7 +104,7 @@ func (b *batchSender) sendChunk(ctx context.Context, lines []line) error {
 		if b.key != "" {
 			request, key = lines, fmt.Sprintf("%s/%d", b.key, b.chunk)
 		}
-		response, answer, err := b.api.do(ctx, http.MethodPost, "/v1/tasks:batch", ndjson, key, join(request))
+		header, answer, err := b.api.do(ctx, http.MethodPost, "/v1/tasks:batch", ndjson, key, join(request))
 		if after, again := refused(err); again {
 			if err := pause(ctx, after); err != nil {
 				return b.unsent(pending, err)
@@ -118,7 +118,7 @@ func (b *batchSender) sendChunk(ctx context.Context, lines []line) error {
 			return err
 		}
 		if len(pending) > 0 {
-			if err := pause(ctx, retryAfter(response)); err != nil {
+			if err := pause(ctx, retryAfter(header)); err != nil {
 				return b.unsent(pending, err)
 			}
 		}
@@ -164,7 +164,7 @@ func (b *batchSender) take(request, pending []line, answer []byte) (again []line
 			if result.Error == nil {
 				result.Error = &problem{Status: result.Status}
 			}
-			fmt.Fprintf(b.c.err, "millrace: line %d: %v\n", l.number, result.Error)
+			b.c.complain("line %d: %v", l.number, result.Error)
 		case b.wait:
 			b.sent = append(b.sent, result.TaskID)
 		default:

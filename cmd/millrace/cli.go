@@ -39,7 +39,7 @@ type cli struct {
 // makers make the commands. Each command's file registers its own.
 var makers []func(*cli) *cobra.Command
 
-func register(make func(*cli) *cobra.Command) { makers = append(makers, make) }
+func register(maker func(*cli) *cobra.Command) { makers = append(makers, maker) }
 
 // usageError is a wrong call: of flags, of arguments.
 type usageError struct{ err error }
@@ -67,8 +67,8 @@ Exit codes: 0 done, 1 failed, 2 wrong settings or a wrong call.`,
 	root.SetIn(c.in)
 	root.SetOut(c.out)
 	root.SetErr(c.err)
-	for _, make := range makers {
-		root.AddCommand(make(c))
+	for _, maker := range makers {
+		root.AddCommand(maker(c))
 	}
 	c.noteStart(root)
 	return root
@@ -98,14 +98,14 @@ func run(c *cli, args []string) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintf(c.err, "millrace: %v\n", err)
+	c.complain("%v", err)
 	var (
 		invalid *settings.InvalidError
 		wrong   usageError
 	)
 	switch {
 	case errors.As(err, &wrong) || !c.started:
-		fmt.Fprintf(c.err, "Run '%s --help' for usage.\n", command.CommandPath())
+		_, _ = fmt.Fprintf(c.err, "Run '%s --help' for usage.\n", command.CommandPath())
 		return exitInvalid
 	case errors.As(err, &invalid):
 		return exitInvalid
@@ -143,6 +143,12 @@ func (c *cli) untilSignal(parent context.Context) (context.Context, func()) {
 	}
 }
 
+// complain writes a line about what went wrong. When that fails as well, nobody
+// is left to tell.
+func (c *cli) complain(format string, args ...any) {
+	_, _ = fmt.Fprintf(c.err, "millrace: "+format+"\n", args...)
+}
+
 // settings reads the settings of a process in the given role.
 func (c *cli) settings(role settings.Role) (settings.Settings, error) {
 	return settings.Load(c.environ, role)
@@ -164,14 +170,14 @@ func (c *cli) logger(s *settings.Settings, metrics prometheus.Registerer) (zerol
 		ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 		defer cancel()
 		if err := w.Close(ctx); err != nil {
-			fmt.Fprintf(c.err, "millrace: %v\n", err)
+			c.complain("%v", err)
 		}
 	}, nil
 }
 
 func isTerminal(w any) bool {
 	file, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(file.Fd())) //nolint:gosec // a file descriptor is small
+	return ok && term.IsTerminal(int(file.Fd()))
 }
 
 // width returns the columns of the terminal behind w, or 0.
@@ -180,7 +186,7 @@ func width(w io.Writer) int {
 	if !ok {
 		return 0
 	}
-	columns, _, err := term.GetSize(int(file.Fd())) //nolint:gosec // a file descriptor is small
+	columns, _, err := term.GetSize(int(file.Fd()))
 	if err != nil {
 		return 0
 	}

@@ -135,7 +135,7 @@ func (c *cli) writeMarkdown(into string) error {
 		_, err := c.out.Write(content)
 		return err
 	}
-	document, err := os.ReadFile(into) //nolint:gosec // the caller names the file
+	document, err := os.ReadFile(into)
 	if err != nil {
 		return fmt.Errorf("write settings into document: %w", err)
 	}

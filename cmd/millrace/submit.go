@@ -153,7 +153,7 @@ func (c *cli) open(path string) (io.ReadCloser, error) {
 	if path == "-" {
 		return io.NopCloser(c.in), nil
 	}
-	return os.Open(path) //nolint:gosec // the caller names the file
+	return os.Open(path)
 }
 
 // errTaskFailed is for a task that came to an end, but not to its result.

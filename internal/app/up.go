@@ -1,0 +1,221 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"millrace/ingest"
+	"millrace/internal/embedded"
+	"millrace/internal/kafka"
+	"millrace/internal/ops"
+	"millrace/internal/settings"
+	"millrace/llm/sim"
+)
+
+// UpConfig says what to run in one process.
+type UpConfig struct {
+	Process  *Process
+	Registry *prometheus.Registry
+	// Embedded says where the services keep their data.
+	Embedded embedded.Config
+	// Workers is how many workers to run.
+	Workers int
+	// Rules are classification rules for when the settings name no file.
+	Rules []byte
+	// Simulator is the provider that answers when the settings name none.
+	Simulator sim.Config
+	// SimulatorRPM is the limit that workers keep with the simulator. 0: none.
+	SimulatorRPM int64
+	// Banner gets the addresses once all is up.
+	Banner io.Writer
+	// WhenUp runs once all is up. When it returns nil, everything goes on; an
+	// error, or ErrDone, ends it.
+	WhenUp func(ctx context.Context, up *Up) error
+}
+
+// ErrDone ends a running Up without an error.
+var ErrDone = errors.New("done")
+
+// Up is everything in one process: embedded services, simulator, ingest and
+// workers with their relays.
+type Up struct {
+	// API, Simulator, Postgres and Brokers are where things are.
+	API       string
+	Simulator string
+	Postgres  string
+	Kafka     []kgo.Opt
+	Settings  *settings.Settings
+
+	cfg      UpConfig
+	services *embedded.Services
+}
+
+// RunUp starts everything, and runs it until ctx ends.
+func RunUp(ctx context.Context, cfg UpConfig) error {
+	p := cfg.Process
+	// The address first: a taken port is told before PostgreSQL has started.
+	front, err := listen(ctx, p, cfg.Registry, "up")
+	if err != nil {
+		return err
+	}
+	simulator, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // does not block
+	if err != nil {
+		_ = front.listener.Close()
+		return fmt.Errorf("listen for the simulator: %w", err)
+	}
+	u := &Up{cfg: cfg, API: "http://" + front.listener.Addr().String(), Simulator: "http://" + simulator.Addr().String(), Settings: &p.Settings}
+	err = runParts(ctx,
+		part{"http", front.serve},
+		part{"simulator", func(ctx context.Context) error { return u.serveSimulator(ctx, simulator) }},
+		part{"up", func(ctx context.Context) error { return u.run(ctx, front) }},
+	)
+	if errors.Is(err, ErrDone) {
+		return nil
+	}
+	return err
+}
+
+func (u *Up) serveSimulator(ctx context.Context, l net.Listener) error {
+	s, err := sim.New(u.cfg.Simulator)
+	if err != nil {
+		_ = l.Close()
+		return fmt.Errorf("simulator: %w", err)
+	}
+	return (&ops.Server{Handler: s.Handler()}).Serve(ctx, l)
+}
+
+// run starts the embedded services, then everything that uses them.
+func (u *Up) run(ctx context.Context, front *front) (err error) {
+	services, err := embedded.Start(ctx, u.cfg.Embedded)
+	if err != nil {
+		return err
+	}
+	u.services = services
+	defer func() { err = errors.Join(err, services.Close()) }()
+	if err := u.configure(ctx); err != nil {
+		return err
+	}
+	parts, release, err := u.parts(ctx, front)
+	defer release()
+	if err != nil {
+		return err
+	}
+	return runParts(ctx, append([]part{{"embedded services", services.Run}}, parts...)...)
+}
+
+// configure points the settings at the embedded services and prepares these.
+func (u *Up) configure(ctx context.Context) error {
+	s := u.Settings
+	s.KafkaBrokers = []string{u.services.Kafka.Addr()}
+	s.KafkaTLS, s.KafkaSASLMechanism = false, "none"
+	s.RedisURL, s.RedisPassword = settings.Secret(u.services.Redis.URL()), ""
+	s.PostgresURL, s.PostgresPassword = settings.Secret(u.services.Postgres.URL()), ""
+	u.Postgres = u.services.Postgres.URL()
+	if len(s.LLMProviders) == 0 {
+		s.LLMProviders = []settings.LLMProvider{{
+			Name: "simulator", Kind: settings.KindOpenAI, BaseURL: u.Simulator + "/v1", APIKey: "simulated",
+		}}
+		if s.LLMModel == "" {
+			s.LLMModel = "simulator/simulated-model"
+		}
+	}
+	if _, err := Migrate(ctx, s, u.cfg.Process.Log); err != nil {
+		return err
+	}
+	opts, err := kafka.Options(s, "up", u.cfg.Process.Log)
+	if err != nil {
+		return err
+	}
+	u.Kafka = opts
+	cl, err := kgo.NewClient(opts...)
+	if err != nil {
+		return fmt.Errorf("open Kafka client: %w", err)
+	}
+	defer cl.Close()
+	if _, err := kafka.EnsureTopics(ctx, kadm.NewClient(cl), kafka.Topics(s), false); err != nil {
+		return fmt.Errorf("create topics: %w", err)
+	}
+	return nil
+}
+
+func (u *Up) parts(ctx context.Context, front *front) (parts []part, release func(), err error) {
+	var releases []func()
+	release = func() {
+		for i := len(releases) - 1; i >= 0; i-- {
+			releases[i]()
+		}
+	}
+	p := u.cfg.Process
+	in, err := u.ingest(ctx, p)
+	if err != nil {
+		return nil, release, err
+	}
+	releases = append(releases, in.Close)
+	front.mux.Handle("/", in.server.Handler())
+	for i := range u.cfg.Workers {
+		w, err := NewWorker(ctx, u.workerProcess(i), nil)
+		if err != nil {
+			return nil, release, err
+		}
+		releases = append(releases, w.Close)
+		parts = append(parts, part{"worker " + strconv.Itoa(i+1), w.Run})
+	}
+	parts = append(parts, part{"ingest", in.server.Run})
+	parts = append(parts, part{"demo", func(ctx context.Context) error {
+		u.banner()
+		if u.cfg.WhenUp != nil {
+			if err := u.cfg.WhenUp(ctx, u); err != nil {
+				return err
+			}
+		}
+		<-ctx.Done()
+		return nil
+	}})
+	return parts, release, nil
+}
+
+func (u *Up) ingest(ctx context.Context, p *Process) (*Ingest, error) {
+	if u.Settings.RulesFile != "" || u.cfg.Rules == nil {
+		return NewIngest(ctx, p, nil)
+	}
+	rules, err := ingest.ParseRules("built-in rules", u.cfg.Rules, u.Settings.Priorities)
+	if err != nil {
+		return nil, err
+	}
+	return NewIngest(ctx, p, rules)
+}
+
+// workerProcess returns the process of the i-th worker. Workers share the
+// registry under a label each. Of `up`, only ingest decides on readiness: a
+// worker that waits for something must not keep the API from answering.
+func (u *Up) workerProcess(i int) *Process {
+	p := *u.cfg.Process
+	name := strconv.Itoa(i + 1)
+	p.Metrics = prometheus.WrapRegistererWith(prometheus.Labels{"worker": name}, u.cfg.Registry)
+	p.Log = p.Log.With().Str("worker", name).Logger()
+	p.Health = ops.NewHealth(0)
+	if i > 0 {
+		p.Settings.LLMProxyAddr = "off"
+	}
+	return &p
+}
+
+func (u *Up) banner() {
+	line := func(format string, args ...any) {
+		_, _ = fmt.Fprintf(u.cfg.Banner, format+"\n", args...)
+	}
+	line("Millrace is up: %d workers, handler %s, no authentication (loopback only)", u.cfg.Workers, u.Settings.Handler)
+	line("  API        %s    docs %s/docs    metrics %s/metrics", u.API, u.API, u.API)
+	line("  simulator  %s", u.Simulator)
+	for _, d := range u.services.Describe() {
+		line("  %s", d)
+	}
+}

@@ -1,0 +1,200 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"github.com/rs/zerolog"
+
+	"millrace"
+	"millrace/consumer"
+	"millrace/internal/kafka"
+	"millrace/internal/ops"
+	"millrace/internal/settings"
+	"millrace/outbox"
+	"millrace/statestore"
+)
+
+// Process is what every process has.
+type Process struct {
+	Settings settings.Settings
+	Log      zerolog.Logger
+	Metrics  prometheus.Registerer
+	Health   *ops.Health
+}
+
+// Worker runs turns: an engine with its store, its relay and the way to LLMs.
+type Worker struct {
+	pool   *pgxpool.Pool
+	redis  *redis.Client
+	store  *statestore.Store
+	relay  *outbox.Relay
+	engine *consumer.Engine
+	llm    *llmStack
+}
+
+// NewWorker connects to the services and returns a worker that runs handler, or
+// the handler that the settings name when it is nil. Close releases what Run
+// does not.
+func NewWorker(ctx context.Context, p *Process, handler millrace.Handler) (*Worker, error) {
+	w := &Worker{}
+	if err := w.open(ctx, p, handler); err != nil {
+		w.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+func (w *Worker) open(ctx context.Context, p *Process, handler millrace.Handler) error {
+	s := &p.Settings
+	kafkaOpts, err := kafka.Options(s, "worker", p.Log)
+	if err != nil {
+		return err
+	}
+	if w.pool, err = openPostgres(ctx, s); err != nil {
+		return err
+	}
+	if w.redis, err = openRedis(s); err != nil {
+		return err
+	}
+	if err := awaitSchema(ctx, w.pool, p.Log); err != nil {
+		return err
+	}
+	if err := awaitTopics(ctx, s, kafkaOpts, p.Log); err != nil {
+		return err
+	}
+	published := func(...int) {}
+	if s.Relay {
+		w.relay, err = newRelay(p, w.pool)
+		if err != nil {
+			return err
+		}
+		published = w.relay.Notify
+		p.Health.Ready("relay", w.relay.Check)
+	}
+	w.store, err = statestore.New(statestore.Config{
+		Pool: w.pool, Redis: w.redis, TTL: s.RedisTTL,
+		RunDegraded: s.RedisDegraded == "run", DropResults: !bool(s.Results),
+		Published: published, Logger: &p.Log, Metrics: p.Metrics,
+	})
+	if err != nil {
+		return err
+	}
+	if w.llm, err = newLLMStack(ctx, p, w.redis); err != nil {
+		return err
+	}
+	if handler == nil {
+		handler = w.llm.builtin(s)
+	}
+	w.engine, err = consumer.New(consumer.Config{
+		Kafka: kafkaOpts, TopicPrefix: s.TopicPrefix, Pool: s.Pool, Priorities: s.Priorities,
+		Handler: w.llm.inContext(handler), Store: w.store, History: w.store, Journal: w.store,
+		Slots: s.Slots, Reserved: s.Reserved, MaxAttempts: s.MaxAttempts,
+		RetryMin: s.RetryMin, RetryMax: s.RetryMax, TurnTimeout: s.HandlerTimeout, DrainTimeout: s.DrainTimeout,
+		InstanceID: s.WorkerName, Logger: &p.Log, Metrics: p.Metrics,
+	})
+	if err != nil {
+		return err
+	}
+	p.Health.Live("poll loop", w.engine.Live)
+	p.Health.Ready("consumer group", w.engine.Check)
+	p.Health.Ready("postgres", w.store.Check)
+	if s.RedisDegraded != "run" {
+		p.Health.Ready("redis", w.store.CheckRedis)
+	}
+	return nil
+}
+
+// Run runs turns until ctx ends: then the engine drains, and only when no turn
+// is left do the store and the relay stop.
+func (w *Worker) Run(ctx context.Context) error {
+	var parts []part
+	if w.relay != nil {
+		parts = append(parts, part{"relay", w.relay.Run})
+	}
+	parts = append(parts, part{"state store", w.store.Run})
+	if w.llm.proxy != nil {
+		parts = append(parts, part{"llm proxy", w.llm.proxy.run})
+	}
+	parts = append(parts, part{"consumer", w.engine.Run})
+	return runParts(ctx, parts...)
+}
+
+// Close releases the connections. Run must have returned.
+func (w *Worker) Close() {
+	if w.pool != nil {
+		w.pool.Close()
+	}
+	if w.redis != nil {
+		_ = w.redis.Close()
+	}
+	if w.llm != nil {
+		w.llm.close()
+	}
+}
+
+// newRelay returns a relay on a pool.
+func newRelay(p *Process, pool *pgxpool.Pool) (*outbox.Relay, error) {
+	opts, err := kafka.Options(&p.Settings, "relay", p.Log)
+	if err != nil {
+		return nil, err
+	}
+	return outbox.NewRelay(outbox.RelayConfig{
+		Pool: pool, Kafka: opts, TopicPrefix: p.Settings.TopicPrefix, Logger: &p.Log, Metrics: p.Metrics,
+	})
+}
+
+// RunWorker runs a worker process with its health and metrics address.
+func RunWorker(ctx context.Context, p *Process, registry *prometheus.Registry, handler millrace.Handler) error {
+	front, err := listen(ctx, p, registry, "worker")
+	if err != nil {
+		return err
+	}
+	return front.whileStarting(ctx, func(ctx context.Context) (part, func(), error) {
+		w, err := NewWorker(ctx, p, handler)
+		if err != nil {
+			return part{}, nil, err
+		}
+		return part{"worker", w.Run}, w.Close, nil
+	})
+}
+
+// RunRelay runs a relay process.
+func RunRelay(ctx context.Context, p *Process, registry *prometheus.Registry) error {
+	front, err := listen(ctx, p, registry, "relay")
+	if err != nil {
+		return err
+	}
+	return front.whileStarting(ctx, func(ctx context.Context) (part, func(), error) {
+		pool, err := openPostgres(ctx, &p.Settings)
+		if err != nil {
+			return part{}, nil, err
+		}
+		relay, err := openRelay(ctx, p, pool)
+		if err != nil {
+			pool.Close()
+			return part{}, nil, err
+		}
+		return part{"relay", relay.Run}, pool.Close, nil
+	})
+}
+
+func openRelay(ctx context.Context, p *Process, pool *pgxpool.Pool) (*outbox.Relay, error) {
+	opts, err := kafka.Options(&p.Settings, "relay", p.Log)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(awaitSchema(ctx, pool, p.Log), awaitTopics(ctx, &p.Settings, opts, p.Log)); err != nil {
+		return nil, err
+	}
+	relay, err := newRelay(p, pool)
+	if err != nil {
+		return nil, fmt.Errorf("open relay: %w", err)
+	}
+	p.Health.Ready("relay", relay.Check)
+	return relay, nil
+}

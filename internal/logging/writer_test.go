@@ -122,7 +122,7 @@ func TestBlockedSinkStopsNoWriter(t *testing.T) {
 	if total := writers*each + keep; len(numbers)+told != total {
 		t.Errorf("%d lines written and %d said to be dropped, of %d", len(numbers), told, total)
 	}
-	if counted := w.Dropped(); counted != uint64(told) { //nolint:gosec // a count
+	if counted := w.Dropped(); counted != uint64(told) {
 		t.Errorf("%d counted, %d said", counted, told)
 	}
 	if got := testutil.ToFloat64(w.dropped.WithLabelValues("full")); int(got) != told {

@@ -161,7 +161,7 @@ func TestTakenPortIsAPlainError(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // the test is over
+	defer l.Close()
 	_, err = Listen(t.Context(), l.Addr().String(), "MILLRACE_HTTP_ADDR")
 	if want := "address " + l.Addr().String() + " is in use: set MILLRACE_HTTP_ADDR or stop the other process"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
@@ -261,7 +261,7 @@ func fetch(t *testing.T, url string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer response.Body.Close() //nolint:errcheck // read in full
+	defer response.Body.Close()
 	body, err := io.ReadAll(response.Body)
 	return string(body), err
 }

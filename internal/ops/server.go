@@ -80,7 +80,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		cancel()
 		err = fmt.Errorf("stop http on %s: requests cut off: %w", l.Addr(), errors.Join(err, server.Close()))
 	}
-	<-served
+	<-served //nolint:errcheck // always http.ErrServerClosed after a stop
 	return err
 }
 

@@ -77,7 +77,7 @@ func withoutPassword(err error, raw Secret) string {
 
 // CertPool returns the certificates in a PEM file.
 func CertPool(path string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+	pem, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read certificates: %w", err)
 	}

@@ -232,7 +232,7 @@ func readable(path string) error {
 	if info.IsDir() {
 		return fmt.Errorf("want a file, it is a folder")
 	}
-	file, err := os.Open(path) //nolint:gosec // the operator names the file
+	file, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("want a readable file: %w", err)
 	}

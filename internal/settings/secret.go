@@ -74,7 +74,7 @@ func readSecret(path string) (string, error) {
 	if err := readable(path); err != nil {
 		return "", err
 	}
-	file, err := os.Open(path) //nolint:gosec // the operator names the file
+	file, err := os.Open(path)
 	if err != nil {
 		return "", fmt.Errorf("want a readable file: %w", err)
 	}

@@ -101,7 +101,7 @@ func New(cfg Config) (*Demo, error) {
 		cfg.Out = io.Discard
 	}
 	var run [4]byte
-	rand.Read(run[:]) //nolint:errcheck // never fails
+	rand.Read(run[:])
 	transport := &http.Transport{MaxIdleConnsPerHost: cfg.Senders, MaxConnsPerHost: 2 * cfg.Senders}
 	return &Demo{
 		cfg:    cfg,

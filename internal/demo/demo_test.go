@@ -305,7 +305,13 @@ func TestResultsAreReadFromTheEndCommittedOnly(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := producer.ProduceSync(t.Context(), kgo.KeySliceRecord([]byte(id), b)).FirstErr(); err != nil {
+			kind := millrace.EventTaskCompleted
+			if id == "event" { // a handler's own
+				kind, b = "mail.sent", []byte("not JSON")
+			}
+			r := kgo.KeySliceRecord([]byte(id), b)
+			r.Headers = []kgo.RecordHeader{{Key: "ce_type", Value: []byte(kind)}}
+			if err := producer.ProduceSync(t.Context(), r).FirstErr(); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -320,7 +326,7 @@ func TestResultsAreReadFromTheEndCommittedOnly(t *testing.T) {
 	}
 	defer results.close()
 	publish(kgo.TryAbort, "aborted")
-	publish(kgo.TryCommit, "new", "newer", "new")
+	publish(kgo.TryCommit, "new", "event", "newer", "new")
 
 	got := newTally("demo-")
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)

@@ -65,21 +65,29 @@ const maxLineErrors = 10
 // are empty lines. The file may be compressed with gzip.
 //
 // A file is read through before anything is sent; a broken line is an error, and
-// all of them are listed, up to ten. "-" reads stdin, which may never end:
-// there a broken line is reported, counted and passed over.
+// all of them are listed, up to ten. "-" reads stdin, and a path may be a pipe:
+// those may never end, so a broken line in them is reported, counted and passed
+// over.
 func OpenInput(path string, stdin io.Reader) (*Input, error) {
 	if path == "-" {
 		return &Input{name: "stdin", lenient: true, open: func() (source, error) {
 			return newLines("stdin", io.NopCloser(stdin))
 		}}, nil
 	}
-	in := &Input{name: path, open: func() (source, error) {
-		f, err := os.Open(path) //nolint:gosec // the user names the file
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("open input: %w", err)
+	}
+	in := &Input{name: path, lenient: !info.Mode().IsRegular() && !info.IsDir(), open: func() (source, error) {
+		f, err := os.Open(path)
 		if err != nil {
 			return nil, fmt.Errorf("open input: %w", err)
 		}
 		return newLines(path, f)
 	}}
+	if in.lenient {
+		return in, nil
+	}
 	if err := in.check(); err != nil {
 		return nil, err
 	}

@@ -23,6 +23,7 @@ type snapshot struct {
 type progress struct {
 	out      io.Writer
 	terminal bool
+	fd       int
 	every    time.Duration
 	look     func(ctx context.Context) snapshot
 
@@ -40,8 +41,8 @@ const rateWindow = 10 * time.Second
 
 func newProgress(out io.Writer, look func(context.Context) snapshot) *progress {
 	p := &progress{out: out, every: 5 * time.Second, look: look, began: time.Now()}
-	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) { //nolint:gosec // a file descriptor
-		p.terminal, p.every = true, 250*time.Millisecond
+	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		p.terminal, p.fd, p.every = true, int(f.Fd()), 250*time.Millisecond
 	}
 	return p
 }
@@ -67,6 +68,10 @@ func (p *progress) run(ctx context.Context) {
 func (p *progress) show(s snapshot, now time.Time) {
 	line := p.line(s, now)
 	if p.terminal {
+		// A line that wraps could not be written over.
+		if width, _, err := term.GetSize(p.fd); err == nil && width > 1 && len(line) >= width {
+			line = line[:width-1]
+		}
 		_, _ = fmt.Fprint(p.out, "\r\x1b[K"+line)
 		return
 	}

@@ -157,7 +157,7 @@ func (r *Report) Print(w io.Writer) error {
 		lines = append(lines, fmt.Sprintf("broken lines of the input, passed over: %d", r.BrokenLines))
 	}
 	lines = append(lines, r.Findings...)
-	lines = append(lines, r.Verdict.String())
+	lines = append(lines, r.String())
 	for _, line := range lines {
 		if _, err := fmt.Fprintln(w, line); err != nil {
 			return fmt.Errorf("print report: %w", err)

@@ -66,7 +66,7 @@ func (t *tally) run(ctx context.Context, src resultSource) error {
 	for {
 		results, err := src.poll(ctx)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // that is how reading ends
 		}
 		if err != nil {
 			return fmt.Errorf("read results: %w", err)
@@ -121,6 +121,9 @@ func (k *kafkaResults) poll(ctx context.Context) ([]millrace.TaskResult, error) 
 	})
 	var results []millrace.TaskResult
 	fetches.EachRecord(func(r *kgo.Record) {
+		if !isResult(r) {
+			return
+		}
 		var result millrace.TaskResult
 		if err := json.Unmarshal(r.Value, &result); err != nil {
 			errs = append(errs, fmt.Errorf("%s/%d offset %d: %w", r.Topic, r.Partition, r.Offset, err))
@@ -129,6 +132,20 @@ func (k *kafkaResults) poll(ctx context.Context) ([]millrace.TaskResult, error) 
 		results = append(results, result)
 	})
 	return results, errors.Join(errs...)
+}
+
+// isResult tells the end of a task from other events, which handlers may publish
+// to the same topic.
+func isResult(r *kgo.Record) bool {
+	for _, h := range r.Headers {
+		if h.Key == "ce_type" {
+			switch string(h.Value) {
+			case millrace.EventTaskCompleted, millrace.EventTaskFailed, millrace.EventTaskCancelled:
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // lag returns how many records the workers' group has yet to commit.

@@ -63,7 +63,8 @@ type sender struct {
 	url     string
 	prefix  string
 	senders int
-	// giveUp is how long a turn may go unaccepted before the run ends.
+	// giveUp is how long a turn may go unaccepted before the run ends; five times
+	// as long when the API asks for patience.
 	giveUp time.Duration
 	log    *sentLog
 
@@ -178,6 +179,10 @@ func (s *sender) post(ctx context.Context, q queued) error {
 	for try := 0; ; try++ {
 		at := time.Now()
 		got, wait, err := s.try(ctx, b, key)
+		patience := s.giveUp
+		if errors.Is(err, errThrottled) {
+			patience *= 5
+		}
 		var refused *refusedError
 		switch {
 		case err == nil:
@@ -189,8 +194,8 @@ func (s *sender) post(ctx context.Context, q queued) error {
 			return nil
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case time.Since(first) > s.giveUp:
-			return fmt.Errorf("send turn %d of conversation %s, tried for %s: %w", q.index, q.turn.Conversation, s.giveUp, err)
+		case time.Since(first) > patience:
+			return fmt.Errorf("send turn %d of conversation %s, tried for %s: %w", q.index, q.turn.Conversation, patience, err)
 		}
 		if wait == 0 {
 			wait = min(50*time.Millisecond<<min(try, 6), 2*time.Second)
@@ -209,6 +214,9 @@ func (s *sender) post(ctx context.Context, q queued) error {
 type refusedError struct{ status, detail string }
 
 func (e *refusedError) Error() string { return e.status + ": " + e.detail }
+
+// errThrottled is an answer 429: the pipeline is behind.
+var errThrottled = errors.New("429 Too Many Requests")
 
 // maxAnswer bounds what is read of an answer.
 const maxAnswer = 1 << 20
@@ -240,7 +248,10 @@ func (s *sender) try(ctx context.Context, body []byte, key string) (acceptance, 
 		s.throttled.Add(1)
 	}
 	detail := problemDetail(b)
-	if resp.StatusCode < http.StatusInternalServerError && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout {
+	if resp.StatusCode == http.StatusTooManyRequests {
+		return acceptance{}, retryAfter(resp.Header.Get("Retry-After")), fmt.Errorf("%w: %s", errThrottled, detail)
+	}
+	if resp.StatusCode < http.StatusInternalServerError && resp.StatusCode != http.StatusRequestTimeout {
 		return acceptance{}, 0, &refusedError{status: resp.Status, detail: detail}
 	}
 	return acceptance{}, retryAfter(resp.Header.Get("Retry-After")), fmt.Errorf("%s: %s", resp.Status, detail)

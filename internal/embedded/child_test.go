@@ -87,7 +87,7 @@ func waitFor(t *testing.T, ok func() bool) {
 }
 
 func TestChildDoesNotOutliveAKilledParent(t *testing.T) {
-	parent := exec.CommandContext(t.Context(), os.Args[0]) //nolint:gosec // this test binary
+	parent := exec.CommandContext(t.Context(), os.Args[0])
 	parent.Env = append(os.Environ(), helperEnv+"=parent")
 	out, err := parent.StdoutPipe()
 	if err != nil {

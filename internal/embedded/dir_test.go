@@ -60,7 +60,7 @@ func TestKeptDirectoryRemembersPorts(t *testing.T) {
 
 func TestSecondProcessIsToldWhoHoldsTheDirectory(t *testing.T) {
 	path := t.TempDir()
-	holder := exec.CommandContext(t.Context(), os.Args[0]) //nolint:gosec // this test binary
+	holder := exec.CommandContext(t.Context(), os.Args[0])
 	holder.Env = append(os.Environ(), helperEnv+"=hold", "HELPER_DIR="+path)
 	in, err := holder.StdinPipe()
 	if err != nil {
@@ -221,7 +221,7 @@ func TestAccountReachesOnlyWhatItMayEnter(t *testing.T) {
 	if err := stranger.reaches("/"); err != nil {
 		t.Errorf("the root directory: %v", err)
 	}
-	me := &account{name: "me", uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())} //nolint:gosec // ids
+	me := &account{name: "me", uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())}
 	if err := me.reaches(inside); err != nil {
 		t.Errorf("my own directory: %v", err)
 	}

@@ -55,7 +55,7 @@ func CheckFree(path string, needed int64) error {
 	if err != nil {
 		return fmt.Errorf("free space of %s: %w", path, err)
 	}
-	if want := uint64(needed); free < want { //nolint:gosec // not negative, see above
+	if want := uint64(needed); free < want {
 		return &DiskFullError{Path: path, Free: free, Needed: want}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -15,7 +16,7 @@ func helper(run string) int {
 	switch run {
 	case "sleep": // prints its pid and stays
 		fmt.Println("pid", os.Getpid())
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 	case "parent": // starts a child that stays, says its pid, and stays itself
 		c, err := startChild(childConfig{
 			name: "child", path: os.Args[0], env: []string{helperEnv + "=sleep"},
@@ -27,6 +28,14 @@ func helper(run string) int {
 		}
 		fmt.Println(c.cmd.Process.Pid)
 		<-c.done
+	case "services": // starts all services, says the server's process and stays
+		s, err := Start(context.Background(), Config{Dir: DirConfig{Path: os.Getenv("HELPER_DIR")}, NoDownload: true})
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		fmt.Println(s.Postgres.server.cmd.Process.Pid)
+		_ = s.Run(context.Background())
 	case "die":
 		fmt.Println("first words")
 		fmt.Fprintln(os.Stderr, "could not write block: No space left on device")

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -60,8 +62,39 @@ func listen(service, addr string, last int) (net.Listener, error) {
 	return ln, nil
 }
 
-// freePort finds the port for a child that binds it itself. Another program may
-// take it in between; the child then says so and ends.
+// portTries bounds how often another port is tried when one that was free is
+// taken before the service has bound it.
+const portTries = 5
+
+// onFreePort starts a service that binds its port itself, on a port that was free
+// a moment ago. A port that the operator named is tried once.
+func onFreePort(service, addr string, last int, start func(host string, port int) error) (port int, err error) {
+	for range portTries {
+		var host string
+		if host, port, err = freePort(service, addr, last); err != nil {
+			return 0, err
+		}
+		if err = start(host, port); err == nil {
+			return port, nil
+		}
+		if _, named, splitErr := splitAddr(addr); splitErr != nil || named != 0 || !portTaken(err) {
+			return 0, err
+		}
+		last = 0
+	}
+	return 0, err
+}
+
+// portTaken recognises a taken port in an error of this process or in the last
+// words of a child.
+func portTaken(err error) bool {
+	var dead *ChildError
+	if errors.As(err, &dead) {
+		return slices.ContainsFunc(dead.Log, func(line string) bool { return strings.Contains(line, "Address already in use") })
+	}
+	return errors.Is(err, syscall.EADDRINUSE)
+}
+
 func freePort(service, addr string, last int) (host string, port int, err error) {
 	ln, err := listen(service, addr, last)
 	if err != nil {

@@ -124,7 +124,7 @@ func (s pgSearch) inspect(ctx context.Context, dir string) (pgBinaries, error) {
 	out, err := exec.CommandContext(ctx, filepath.Join(dir, "postgres"), "--version").Output() //nolint:gosec // found above
 	m := pgVersion.FindSubmatch(out)
 	if err != nil || m == nil {
-		return pgBinaries{}, fmt.Errorf("%s does not tell its version: %w", filepath.Join(dir, "postgres"), errors.Join(err))
+		return pgBinaries{}, errors.Join(fmt.Errorf("%s does not tell its version", filepath.Join(dir, "postgres")), err)
 	}
 	major, err := strconv.Atoi(string(m[2]))
 	if err != nil || major < minPostgres {
@@ -241,6 +241,6 @@ func makeReadable(root string) error {
 		if mode&0o100 != 0 {
 			mode |= 0o111
 		}
-		return os.Chmod(path, mode)
+		return os.Chmod(path, mode) //nolint:gosec // nobody else can write there yet
 	})
 }

@@ -115,10 +115,17 @@ func (p *Postgres) start(ctx context.Context) error {
 	if err := settlePostmaster(ctx, p.data()); err != nil {
 		return err
 	}
-	if err := p.startServer(ctx); err != nil {
+	port, err := onFreePort(postgresName, p.cfg.Addr, p.cfg.Dir.port(postgresName), func(host string, port int) error {
+		return p.startServer(ctx, host, port)
+	})
+	if err != nil {
 		return err
 	}
-	if err := p.createDatabase(ctx); err != nil {
+	err = p.createDatabase(ctx)
+	if err == nil {
+		err = p.cfg.Dir.rememberPort(postgresName, port)
+	}
+	if err != nil {
 		return errors.Join(err, p.Close())
 	}
 	return nil
@@ -143,7 +150,7 @@ func cacheDir(chosen string) (string, error) {
 // dataVersion returns the major version that made a data directory, 0 when there
 // is none.
 func dataVersion(data string) (int, error) {
-	b, err := os.ReadFile(filepath.Join(data, "PG_VERSION")) //nolint:gosec // inside the data directory
+	b, err := os.ReadFile(filepath.Join(data, "PG_VERSION"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}
@@ -168,7 +175,7 @@ func (p *Postgres) readPassword(must bool) error {
 		return fmt.Errorf("the server's password: %w", err)
 	}
 	var secret [18]byte
-	rand.Read(secret[:]) //nolint:errcheck // never fails
+	rand.Read(secret[:])
 	p.password = hex.EncodeToString(secret[:])
 	if err := os.WriteFile(name, []byte(p.password+"\n"), 0o600); err != nil {
 		return dirError(name, err)
@@ -211,11 +218,8 @@ func (p *Postgres) initialise(ctx context.Context) error {
 	return os.Rename(fresh, p.data())
 }
 
-func (p *Postgres) startServer(ctx context.Context) error {
-	host, port, err := freePort(postgresName, p.cfg.Addr, p.cfg.Dir.port(postgresName))
-	if err != nil {
-		return err
-	}
+func (p *Postgres) startServer(ctx context.Context, host string, port int) error {
+	var err error
 	p.addr = net.JoinHostPort(host, strconv.Itoa(port))
 	p.server, err = startChild(childConfig{
 		name: postgresName, path: filepath.Join(p.binaries.dir, "postgres"),
@@ -237,7 +241,7 @@ func (p *Postgres) startServer(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, p.server.close())
 	}
-	return p.cfg.Dir.rememberPort(postgresName, port)
+	return nil
 }
 
 // pgSettings are command line settings, so that they hold for a data directory

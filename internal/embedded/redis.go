@@ -66,16 +66,13 @@ func StartRedis(ctx context.Context, cfg RedisConfig) (*Redis, error) {
 	if err != nil {
 		return nil, err
 	}
-	host, port, err := freePort(redisName, cfg.Addr, cfg.Dir.port(redisName))
-	if err != nil {
-		return nil, err
-	}
-	r.addr = net.JoinHostPort(host, strconv.Itoa(port))
-	if program == "" {
-		err = r.startStandIn()
-	} else {
-		err = r.startServer(ctx, program, host, port)
-	}
+	port, err := onFreePort(redisName, cfg.Addr, cfg.Dir.port(redisName), func(host string, port int) error {
+		r.addr = net.JoinHostPort(host, strconv.Itoa(port))
+		if program == "" {
+			return r.startStandIn()
+		}
+		return r.startServer(ctx, program, host, port)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +101,7 @@ func (r *Redis) find(ctx context.Context) (string, error) {
 	m := redisVersion.FindStringSubmatch(string(out))
 	if err != nil || m == nil {
 		if r.cfg.Program != "" {
-			return "", fmt.Errorf("redis: %s does not tell a version: %w", program, err)
+			return "", errors.Join(fmt.Errorf("redis: %s does not tell a version", program), err)
 		}
 		r.note = program + " does not tell a version"
 		return "", nil
@@ -128,12 +125,16 @@ func (r *Redis) startServer(ctx context.Context, program, host string, port int)
 		return fmt.Errorf("redis: %w", err)
 	}
 	r.note = at.note
+	acct := at.acct
+	if real, err := filepath.EvalSymlinks(program); err == nil && acct.reaches(filepath.Dir(real)) != nil {
+		acct = nil // a program of root's own; unlike PostgreSQL, Redis does not mind
+	}
 	appendOnly := "no"
 	if r.cfg.Keep {
 		appendOnly = "yes"
 	}
 	r.server, err = startChild(childConfig{
-		name: redisName, path: program, dir: at.path, env: childEnv(at.path), account: at.acct,
+		name: redisName, path: program, dir: at.path, env: childEnv(at.path), account: acct,
 		args: []string{
 			"--port", strconv.Itoa(port), "--bind", host, "--protected-mode", "yes", "--daemonize", "no",
 			"--dir", at.path, "--appendonly", appendOnly, "--appendfsync", "everysec", "--save", "",

@@ -30,7 +30,7 @@ func TestStandInExpiresKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	client := redis.NewClient(opts)
-	defer client.Close() //nolint:errcheck // nothing to lose
+	defer client.Close()
 	if err := client.Set(t.Context(), "lease", "mine", 500*time.Millisecond).Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +41,7 @@ func TestOldRedisServerIsPassedOver(t *testing.T) {
 	bin := t.TempDir()
 	program := filepath.Join(bin, "redis-server")
 	script := "#!/bin/sh\necho 'Redis server v=5.0.14 sha=00000000:0 malloc=libc bits=64'\n"
-	if err := os.WriteFile(program, []byte(script), 0o700); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(program, []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))

@@ -3,11 +3,14 @@
 package embedded
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,7 +42,7 @@ func query[T any](t *testing.T, url, sql string, args ...any) T {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close(t.Context()) //nolint:errcheck // nothing to lose
+	defer conn.Close(t.Context())
 	var v T
 	if err := conn.QueryRow(t.Context(), sql, args...).Scan(&v); err != nil {
 		t.Fatalf("%s: %v", sql, err)
@@ -91,11 +94,11 @@ func TestDataDirectorySurvivesARestart(t *testing.T) {
 // directory need not be.
 func testDataDir(t *testing.T) string {
 	t.Helper()
-	base, err := os.MkdirTemp("", "millrace-test-")
+	base, err := os.MkdirTemp("", "millrace-test-") //nolint:usetesting // t.TempDir is closed to others
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(base, 0o711); err != nil { //nolint:gosec // see above
+	if err := os.Chmod(base, 0o711); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(base) })
@@ -108,7 +111,7 @@ func execSQL(t *testing.T, url, sql string) (int64, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close(t.Context()) //nolint:errcheck // nothing to lose
+	defer conn.Close(t.Context())
 	tag, err := conn.Exec(t.Context(), sql)
 	return tag.RowsAffected(), err
 }
@@ -135,6 +138,39 @@ func TestKilledServerEndsRunAndIsReplaced(t *testing.T) {
 	s = startServices(t, Config{Dir: DirConfig{Path: path}, NoDownload: true})
 	if got := query[int](t, s.Postgres.URL(), "SELECT n FROM kept"); got != 42 {
 		t.Errorf("read %d after the kill, want 42", got)
+	}
+}
+
+func TestServersEndWithAKilledProcess(t *testing.T) {
+	path := testDataDir(t)
+	parent := exec.CommandContext(t.Context(), os.Args[0])
+	parent.Env = append(os.Environ(), helperEnv+"=services", "HELPER_DIR="+path)
+	out, err := parent.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := parent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil {
+		t.Fatalf("the process said %q", line)
+	}
+	if err := parent.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = parent.Wait() // it was killed
+	// At once, while the orphan may still be on its way out.
+	s := startServices(t, Config{Dir: DirConfig{Path: path}, NoDownload: true})
+	if !gone(pid) {
+		t.Errorf("server %d outlives the process that started it", pid)
+	}
+	if got := query[int](t, s.Postgres.URL(), "SELECT 1"); got != 1 {
+		t.Errorf("the next server answers %d", got)
 	}
 }
 
@@ -178,7 +214,7 @@ func TestFilesGoWhereTheServersAccountCanGo(t *testing.T) {
 		return
 	}
 	closed := t.TempDir()
-	if err := os.Chmod(closed, 0o700); err != nil { //nolint:gosec // a directory
+	if err := os.Chmod(closed, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	d, err := OpenDir(DirConfig{Path: filepath.Join(closed, "data"), MinFree: -1})

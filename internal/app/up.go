@@ -18,6 +18,7 @@ import (
 	"millrace/internal/ops"
 	"millrace/internal/settings"
 	"millrace/llm/sim"
+	"millrace/ratelimit"
 )
 
 // UpConfig says what to run in one process.
@@ -56,6 +57,7 @@ type Up struct {
 
 	cfg      UpConfig
 	services *embedded.Services
+	proxy    string
 }
 
 // RunUp starts everything, and runs it until ctx ends.
@@ -126,6 +128,7 @@ func (u *Up) configure(ctx context.Context) error {
 		if s.LLMModel == "" {
 			s.LLMModel = "simulator/simulated-model"
 		}
+		u.cfg.Process.Limits = ratelimit.Limits{{Account: "simulator", RequestsPerMinute: u.cfg.SimulatorRPM}}
 	}
 	if _, err := Migrate(ctx, s, u.cfg.Process.Log); err != nil {
 		return err
@@ -166,6 +169,9 @@ func (u *Up) parts(ctx context.Context, front *front) (parts []part, release fun
 			return nil, release, err
 		}
 		releases = append(releases, w.Close)
+		if w.llm.proxy != nil {
+			u.proxy = w.llm.proxy.addr()
+		}
 		parts = append(parts, part{"worker " + strconv.Itoa(i+1), w.Run})
 	}
 	parts = append(parts, part{"ingest", in.server.Run})
@@ -215,6 +221,9 @@ func (u *Up) banner() {
 	line("Millrace is up: %d workers, handler %s, no authentication (loopback only)", u.cfg.Workers, u.Settings.Handler)
 	line("  API        %s    docs %s/docs    metrics %s/metrics", u.API, u.API, u.API)
 	line("  simulator  %s", u.Simulator)
+	if u.proxy != "" {
+		line("  LLM proxy  http://%s/v1", u.proxy)
+	}
 	for _, d := range u.services.Describe() {
 		line("  %s", d)
 	}

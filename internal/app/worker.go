@@ -16,6 +16,7 @@ import (
 	"millrace/internal/ops"
 	"millrace/internal/settings"
 	"millrace/outbox"
+	"millrace/ratelimit"
 	"millrace/statestore"
 )
 
@@ -25,6 +26,8 @@ type Process struct {
 	Log      zerolog.Logger
 	Metrics  prometheus.Registerer
 	Health   *ops.Health
+	// Limits are the providers' limits for when the settings name no file.
+	Limits ratelimit.Limits
 }
 
 // Worker runs turns: an engine with its store, its relay and the way to LLMs.
@@ -88,7 +91,9 @@ func (w *Worker) open(ctx context.Context, p *Process, handler millrace.Handler)
 		return err
 	}
 	if handler == nil {
-		handler = w.llm.builtin(s)
+		if handler, err = w.llm.builtin(s); err != nil {
+			return err
+		}
 	}
 	w.engine, err = consumer.New(consumer.Config{
 		Kafka: kafkaOpts, TopicPrefix: s.TopicPrefix, Pool: s.Pool, Priorities: s.Priorities,

@@ -1,0 +1,55 @@
+package handler
+
+import (
+	"context"
+
+	"millrace"
+	"millrace/llm"
+)
+
+// Chatter asks an LLM on behalf of a turn. A *llm.Client is one.
+type Chatter interface {
+	Chat(ctx context.Context, turn *millrace.Turn, r llm.ChatRequest) (llm.ChatResponse, error)
+}
+
+// agentHistory is how many messages of the conversation the agent sends along.
+const agentHistory = 40
+
+// Agent sends the conversation to an LLM and appends the answer.
+type Agent struct {
+	// LLM is who is asked, with its default model.
+	LLM Chatter
+}
+
+type agentResult struct {
+	Text  string `json:"text"`
+	Model string `json:"model"`
+}
+
+// Handle implements [millrace.Handler].
+func (a Agent) Handle(ctx context.Context, turn *millrace.Turn) error {
+	said, err := text(turn.Task())
+	if err != nil {
+		return err
+	}
+	history, err := turn.History(ctx, agentHistory)
+	if err != nil {
+		return err
+	}
+	question := millrace.Message{Role: millrace.RoleUser, Content: said}
+	request := llm.ChatRequest{Messages: make([]llm.Message, 0, len(history)+1)}
+	for _, m := range append(history, question) {
+		request.Messages = append(request.Messages, llm.Message{Role: m.Role, Content: m.Content})
+	}
+	answer, err := a.LLM.Chat(ctx, turn, request)
+	if err != nil {
+		return err
+	}
+	if turn.Task().Conversation != "" {
+		err := turn.Append(question, millrace.Message{Role: millrace.RoleAssistant, Content: answer.Content})
+		if err != nil {
+			return err
+		}
+	}
+	return turn.Result(agentResult{Text: answer.Content, Model: answer.Model})
+}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kfake"
@@ -52,17 +51,26 @@ func (l *kafkaLog) fail(line string, args []any) {
 	if l.cause != nil {
 		return
 	}
-	l.cause = fmt.Errorf("kafka: the broker could not write its log: %s", line)
+	lost := &lostWriteError{line: line}
 	for _, arg := range args {
 		if err, ok := arg.(error); ok {
-			l.cause = fmt.Errorf("kafka: the broker could not write its log: %s: %w", line, err)
+			lost.err = err
 		}
 	}
-	if strings.Contains(line, strings.ToLower(noSpace)) && !DiskFull(l.cause) {
-		l.cause = fmt.Errorf("%w: %w", l.cause, syscall.ENOSPC)
-	}
+	l.cause = lost
 	close(l.failed)
 }
+
+// lostWriteError is a line of the broker and the error that is in it.
+type lostWriteError struct {
+	line string
+	err  error
+}
+
+func (e *lostWriteError) Error() string { return "kafka: the broker could not write: " + e.line }
+
+// Unwrap returns the failed write, if the line held one.
+func (e *lostWriteError) Unwrap() error { return e.err }
 
 func (l *kafkaLog) err() error {
 	l.mu.Lock()

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -399,16 +400,43 @@ func TestUnreachableKafkaIsNamed(t *testing.T) {
 	}
 }
 
-func TestClientMetricsAreRegistered(t *testing.T) {
+func TestClientsOfOnePartShareTheirCounts(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	metrics := Metrics(registry)
-	s := load(t, cluster(t, kfake.NumBrokers(1)))
-	if err := client(t, s, metrics).Ping(t.Context()); err != nil {
+	metrics, err := NewMetrics(registry)
+	if err != nil {
 		t.Fatal(err)
 	}
-	families, err := registry.Gather()
-	if err != nil || len(families) == 0 || !strings.HasPrefix(families[0].GetName(), "millrace_kafka_") {
-		t.Errorf("got %v, %v", families, err)
+	s := load(t, cluster(t, kfake.NumBrokers(1), kfake.SeedTopics(1, "tasks")))
+	for range 2 {
+		cl := client(t, s, metrics.Client("relay"), kgo.ConsumeTopics("tasks"), kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()))
+		if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "tasks", Value: []byte("x")}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cl.PollFetches(t.Context()).Err(); err != nil {
+			t.Fatal(err)
+		}
+		cl.Close()
+	}
+	unreachable := client(t, &settings.Settings{KafkaBrokers: []string{"127.0.0.1:1"}}, metrics.Client("ingest"))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := unreachable.Ping(ctx); err == nil {
+		t.Fatal("want an error")
+	}
+	if got := testutil.ToFloat64(metrics.produced.WithLabelValues("relay", "tasks")); got != 2 {
+		t.Errorf("%v records produced, want 2", got)
+	}
+	if got := testutil.ToFloat64(metrics.fetched.WithLabelValues("relay", "tasks")); got < 2 {
+		t.Errorf("%v records fetched, want 2 at least", got)
+	}
+	if testutil.ToFloat64(metrics.connects.WithLabelValues("relay", "connected")) == 0 || testutil.ToFloat64(metrics.connects.WithLabelValues("ingest", "failed")) == 0 {
+		t.Error("connects are not counted")
+	}
+	if problems, err := testutil.GatherAndLint(registry); err != nil || len(problems) > 0 {
+		t.Errorf("%v, %v", problems, err)
+	}
+	if _, err := NewMetrics(registry); err == nil {
+		t.Error("a second registration: want an error")
 	}
 }
 

@@ -4,13 +4,11 @@ import (
 	"crypto/tls"
 	"fmt"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/sasl"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
-	"github.com/twmb/franz-go/plugin/kprom"
 
 	"millrace/internal/settings"
 )
@@ -43,13 +41,6 @@ func Options(s *settings.Settings, part string, log zerolog.Logger) ([]kgo.Opt, 
 		opts = append(opts, kgo.SASL(mechanism))
 	}
 	return opts, nil
-}
-
-// Metrics returns the option that counts what a client does, as
-// millrace_kafka_…, with the client's id as a label. One is enough for all
-// clients of a process that share a registry.
-func Metrics(registry *prometheus.Registry) kgo.Opt {
-	return kgo.WithHooks(kprom.NewMetrics("millrace_kafka", kprom.Registry(registry), kprom.WithClientLabel()))
 }
 
 func tlsConfig(s *settings.Settings) (*tls.Config, error) {

@@ -54,7 +54,7 @@ func describeProviders(providers []LLMProvider) []Setting {
 	}
 	var all []Setting
 	for _, p := range providers {
-		for i, value := range []string{p.BaseURL, p.APIKey.String(), p.Kind} {
+		for i, value := range []string{text(reflect.ValueOf(p.BaseURL)), p.APIKey.String(), p.Kind} {
 			one := providerVariables[i]
 			one.Name = strings.Replace(one.Name, "<NAME>", strings.ToUpper(p.Name), 1)
 			one.Meaning = strings.Replace(one.Meaning, " <NAME>", " "+p.Name, 1)
@@ -84,6 +84,11 @@ func text(v reflect.Value) string {
 			pairs = append(pairs, fmt.Sprintf("%s=%d", p, value[p]))
 		}
 		return strings.Join(pairs, ",")
+	case string:
+		// A URL may carry a password even where none is expected.
+		if strings.Contains(value, "@") && strings.Contains(value, "://") {
+			return mask(value)
+		}
 	}
 	return fmt.Sprint(v.Interface())
 }

@@ -236,11 +236,16 @@ func TestSecretsNeverShow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	env = append(env, "MILLRACE_HANDLER_URL=http://u:hunter2@h/turn", "MILLRACE_LLM_LOCAL_BASE_URL=http://u:hunter2@h/v1")
+	withURLs, err := Load(env, RoleWorker)
+	if err != nil {
+		t.Fatal(err)
+	}
 	encoded, err := json.Marshal(s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	described, err := json.Marshal(Describe(s, env))
+	described, err := json.Marshal(Describe(withURLs, env))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"go/format"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,19 +52,40 @@ func rename(root, to string) error {
 	if from == to {
 		return nil
 	}
-	list := exec.Command("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-	list.Dir = root
-	names, err := list.Output()
+	names, err := files(root)
 	if err != nil {
 		return fmt.Errorf("list files: %w", err)
 	}
 	var errs []error
-	for name := range strings.SplitSeq(strings.TrimSuffix(string(names), "\x00"), "\x00") {
+	for _, name := range names {
 		if err := rewriteFile(filepath.Join(root, name), from, to); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("%s: %w", name, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// files returns the files that belong to the project: those that git knows or
+// would take, and in an unpacked archive all but what folders with a dot hold.
+func files(root string) ([]string, error) {
+	list := exec.Command("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+	list.Dir = root
+	if out, err := list.Output(); err == nil {
+		return strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00"), nil
+	}
+	var names []string
+	err := fs.WalkDir(os.DirFS(root), ".", func(name string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case !entry.IsDir():
+			names = append(names, name)
+		case len(name) > 1 && entry.Name()[0] == '.':
+			return fs.SkipDir
+		}
+		return nil
+	})
+	return names, err
 }
 
 func rewriteFile(path, from, to string) error {
@@ -97,8 +119,8 @@ func rewriteFile(path, from, to string) error {
 
 // rewriteGo replaces imports, and nothing but imports.
 func rewriteGo(content []byte, from, to string) ([]byte, error) {
-	files := token.NewFileSet()
-	file, err := parser.ParseFile(files, "", content, parser.ImportsOnly)
+	set := token.NewFileSet()
+	file, err := parser.ParseFile(set, "", content, parser.ImportsOnly)
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +133,7 @@ func rewriteGo(content []byte, from, to string) ([]byte, error) {
 			return nil, err
 		}
 		if path, ok := within(path, from, to); ok {
-			start, end := files.Position(one.Path.Pos()).Offset, files.Position(one.Path.End()).Offset
+			start, end := set.Position(one.Path.Pos()).Offset, set.Position(one.Path.End()).Offset
 			updated = slices.Concat(updated[:start], []byte(strconv.Quote(path)), updated[end:])
 		}
 	}

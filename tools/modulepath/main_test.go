@@ -8,6 +8,11 @@ import (
 )
 
 func TestOnlyThePathOfTheModuleIsReplaced(t *testing.T) {
+	t.Run("clone", func(t *testing.T) { replaces(t, true) })
+	t.Run("unpacked archive", func(t *testing.T) { replaces(t, false) })
+}
+
+func replaces(t *testing.T, clone bool) {
 	root := t.TempDir()
 	files := map[string][2]string{
 		"go.mod": {
@@ -41,10 +46,8 @@ func TestOnlyThePathOfTheModuleIsReplaced(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	init := exec.CommandContext(t.Context(), "git", "init", "-q")
-	init.Dir = root
-	if out, err := init.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	if clone {
+		initClone(t, root)
 	}
 	for range 2 { // the second time there is nothing to do
 		if err := rename(root, "example.org/x/mill"); err != nil {
@@ -59,6 +62,15 @@ func TestOnlyThePathOfTheModuleIsReplaced(t *testing.T) {
 		if string(got) != content[1] {
 			t.Errorf("%s:\n%s\nwant:\n%s", name, got, content[1])
 		}
+	}
+}
+
+func initClone(t *testing.T, root string) {
+	t.Helper()
+	init := exec.CommandContext(t.Context(), "git", "init", "-q")
+	init.Dir = root
+	if out, err := init.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
 }
 

@@ -191,16 +191,18 @@ func (t *Turn) Effects() Effects {
 	return e
 }
 
+// encodeJSON returns v as JSON text that PostgreSQL takes: encoding/json lets
+// invalid UTF-8 through where a value brings its own encoding.
 func encodeJSON(v any) (json.RawMessage, error) {
-	if raw, ok := v.(json.RawMessage); ok {
-		if !utf8.Valid(raw) || !json.Valid(raw) {
-			return nil, errors.New("not valid JSON")
+	b, raw := v.(json.RawMessage)
+	if !raw {
+		var err error
+		if b, err = json.Marshal(v); err != nil {
+			return nil, fmt.Errorf("encode: %w", err)
 		}
-		return raw, nil
 	}
-	b, err := json.Marshal(v)
-	if err != nil {
-		return nil, fmt.Errorf("encode: %w", err)
+	if !utf8.Valid(b) || !json.Valid(b) {
+		return nil, errors.New("not valid JSON")
 	}
 	return b, nil
 }

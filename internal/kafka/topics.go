@@ -115,7 +115,47 @@ func EnsureTopics(ctx context.Context, adm *kadm.Client, topics []Topic, dryRun 
 		}
 		changes = append(changes, Change{Topic: t.Name, What: fmt.Sprintf("%d partitions, replication %d", t.Partitions, replication)})
 	}
-	return changes, errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil || dryRun {
+		return changes, err
+	}
+	return changes, awaitLeaders(ctx, adm, topics)
+}
+
+// awaitLeaders returns once every partition has a leader: a broker says that it
+// has created a topic before all of them know it.
+func awaitLeaders(ctx context.Context, adm *kadm.Client, topics []Topic) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for {
+		meta, err := adm.Metadata(kadm.WithAuthorizedOps(ctx), names(topics)...)
+		if err == nil && !slices.ContainsFunc(topics, func(t Topic) bool { return leaderless(meta.Topics[t.Name]) }) {
+			return nil
+		}
+		again := time.NewTimer(100 * time.Millisecond)
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			again.Stop()
+			return errors.Join(errors.New("not every partition has got a leader"), ctx.Err(), err)
+		}
+	}
+}
+
+func leaderless(t kadm.TopicDetail) bool {
+	for _, p := range t.Partitions {
+		if p.Err != nil || p.Leader < 0 {
+			return true
+		}
+	}
+	return t.Err != nil || len(t.Partitions) == 0
+}
+
+func names(topics []Topic) []string {
+	all := make([]string, len(topics))
+	for i, t := range topics {
+		all[i] = t.Name
+	}
+	return all
 }
 
 func (t Topic) config(replication int) map[string]*string {
@@ -142,13 +182,9 @@ type inspected struct {
 }
 
 func inspect(ctx context.Context, adm *kadm.Client, topics []Topic) (inspected, error) {
-	names := make([]string, len(topics))
-	for i, t := range topics {
-		names[i] = t.Name
-	}
 	// Asking for operations passes by the client's cache, which for a while goes on
 	// saying that a new topic is missing.
-	meta, err := adm.Metadata(kadm.WithAuthorizedOps(ctx), names...)
+	meta, err := adm.Metadata(kadm.WithAuthorizedOps(ctx), names(topics)...)
 	if err != nil {
 		return inspected{}, fmt.Errorf("list topics: %w", err)
 	}

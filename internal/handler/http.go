@@ -51,6 +51,9 @@ func NewHTTP(url string, turns Registrar) *HTTP {
 	}
 }
 
+// Close drops idle connections.
+func (h *HTTP) Close() { h.client.CloseIdleConnections() }
+
 // turnRequest is what is posted.
 type turnRequest struct {
 	Task         taskJSON           `json:"task"`

@@ -8,11 +8,16 @@ import (
 
 	"github.com/rs/zerolog"
 	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+
+	"millrace"
 )
 
 // StartTracing exports spans over OTLP when the standard variables
@@ -41,4 +46,29 @@ func StartTracing(ctx context.Context, service string, log zerolog.Logger) (stop
 			log.Warn().Err(err).Msg("cannot flush the last spans")
 		}
 	}, nil
+}
+
+// traced runs every turn in a span that continues the trace of the task's
+// sender.
+func traced(h millrace.Handler) millrace.Handler {
+	tracer := otel.Tracer("millrace")
+	return millrace.HandlerFunc(func(ctx context.Context, turn *millrace.Turn) error {
+		task := turn.Task()
+		ctx = otel.GetTextMapPropagator().Extract(ctx, propagation.MapCarrier{
+			"traceparent": task.TraceParent, "tracestate": task.TraceState,
+		})
+		ctx, span := tracer.Start(ctx, "turn "+task.Type, trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
+			attribute.String("millrace.task.id", task.ID),
+			attribute.String("millrace.conversation.id", task.Conversation),
+			attribute.String("millrace.priority", string(task.Priority)),
+			attribute.Int("millrace.attempt", turn.Attempt()),
+		))
+		defer span.End()
+		err := h.Handle(ctx, turn)
+		if err != nil {
+			span.RecordError(err)
+			span.SetStatus(codes.Error, err.Error())
+		}
+		return err
+	})
 }

@@ -12,6 +12,9 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/propagation"
+
 	"millrace"
 )
 
@@ -112,11 +115,7 @@ func (h *HTTP) Handle(ctx context.Context, turn *millrace.Turn) error {
 	task := turn.Task()
 	req.Header.Set("Content-Type", millrace.JSON)
 	req.Header.Set("Idempotency-Key", task.ID+"/"+strconv.Itoa(task.Redrive))
-	for name, value := range map[string]string{"Traceparent": task.TraceParent, "Tracestate": task.TraceState} {
-		if value != "" {
-			req.Header.Set(name, value)
-		}
-	}
+	otel.GetTextMapPropagator().Inject(ctx, propagation.HeaderCarrier(req.Header))
 	if h.turns != nil {
 		token, release := h.turns.Register(turn)
 		defer release()

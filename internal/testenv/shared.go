@@ -98,7 +98,10 @@ func StopShared() error {
 
 // Main runs the tests, removes the containers they shared, and fails if goroutines are left over, for which goleak's options
 // make exceptions. It does not return.
-func Main(m *testing.M, exceptions ...goleak.Option) {
+func Main(m *testing.M, exceptions ...goleak.Option) { os.Exit(Run(m, exceptions...)) }
+
+// Run is Main for a test binary with more to clean up: it returns the exit code.
+func Run(m *testing.M, exceptions ...goleak.Option) int {
 	code := m.Run()
 	if err := StopShared(); err != nil {
 		fmt.Fprintln(os.Stderr, "testenv:", err)
@@ -110,5 +113,5 @@ func Main(m *testing.M, exceptions ...goleak.Option) {
 			code = 1
 		}
 	}
-	os.Exit(code)
+	return code
 }

@@ -80,8 +80,11 @@ func Run(ctx context.Context, handler millrace.Handler, environ []string, out io
 		return err
 	}
 	defer stopTracing()
-	p := &app.Process{Settings: s, Log: log, Metrics: registry, Health: ops.NewHealth(3 * time.Second)}
-	return app.RunWorker(ctx, p, registry, handler)
+	p, err := app.NewProcess(s, log, registry)
+	if err != nil {
+		return err
+	}
+	return app.RunWorker(ctx, p, handler)
 }
 
 // LLM returns the worker's LLM client: its calls keep the shared limits, and an

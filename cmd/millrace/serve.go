@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"millrace/internal/app"
@@ -53,8 +51,8 @@ Needs Kafka, Redis, and PostgreSQL with its schema (millrace migrate).`,
     MILLRACE_LLM_OPENAI_API_KEY_FILE=/run/secrets/openai millrace worker`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.serve(cmd.Context(), settings.RoleWorker, func(ctx context.Context, p *app.Process, r *prometheus.Registry) error {
-				return app.RunWorker(ctx, p, r, nil)
+			return c.serve(cmd.Context(), settings.RoleWorker, func(ctx context.Context, p *app.Process) error {
+				return app.RunWorker(ctx, p, nil)
 			})
 		},
 	}
@@ -75,11 +73,8 @@ Needs PostgreSQL with its schema, and Kafka.`,
 	}
 }
 
-// healthTimeout bounds one health check.
-const healthTimeout = 3 * time.Second
-
 // serve runs a long-lived process.
-func (c *cli) serve(ctx context.Context, role settings.Role, run func(context.Context, *app.Process, *prometheus.Registry) error) error {
+func (c *cli) serve(ctx context.Context, role settings.Role, run func(context.Context, *app.Process) error) error {
 	s, err := c.settings(role)
 	if err != nil {
 		return err
@@ -95,5 +90,9 @@ func (c *cli) serve(ctx context.Context, role settings.Role, run func(context.Co
 		return err
 	}
 	defer stopTracing()
-	return run(ctx, &app.Process{Settings: s, Log: log, Metrics: registry, Health: ops.NewHealth(healthTimeout)}, registry)
+	p, err := app.NewProcess(s, log, registry)
+	if err != nil {
+		return err
+	}
+	return run(ctx, p)
 }

@@ -95,9 +95,12 @@ func (c *cli) up(ctx context.Context, f *upFlags) error {
 		return err
 	}
 	defer stopTracing()
+	process, err := app.NewProcess(s, log, registry)
+	if err != nil {
+		return err
+	}
 	cfg := app.UpConfig{
-		Process:  &app.Process{Settings: s, Log: log, Metrics: registry, Health: ops.NewHealth(healthTimeout)},
-		Registry: registry,
+		Process:  process,
 		Embedded: embedded.Config{Dir: embedded.DirConfig{Path: f.data}, Logger: log},
 		Workers:  f.workers,
 		Simulator: sim.Config{

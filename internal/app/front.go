@@ -6,8 +6,6 @@ import (
 	"net"
 	"net/http"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"millrace/internal/ops"
 )
 
@@ -22,14 +20,14 @@ type front struct {
 
 // listen opens the address first, so that a taken one is known before anything
 // else starts.
-func listen(ctx context.Context, p *Process, registry *prometheus.Registry, role string) (*front, error) {
+func listen(ctx context.Context, p *Process, role string) (*front, error) {
 	l, err := ops.Listen(ctx, p.Settings.HTTPAddr, "MILLRACE_HTTP_ADDR")
 	if err != nil {
 		return nil, err
 	}
 	f := &front{process: p, listener: l, mux: http.NewServeMux(), role: role}
 	p.Health.Handle(f.mux)
-	ops.HandleMetrics(f.mux, registry)
+	ops.HandleMetrics(f.mux, p.Registry)
 	return f, nil
 }
 

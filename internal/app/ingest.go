@@ -5,12 +5,10 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"millrace/ingest"
-	"millrace/internal/kafka"
 	"millrace/statestore"
 )
 
@@ -38,7 +36,7 @@ func NewIngest(ctx context.Context, p *Process, rules *ingest.Rules) (*Ingest, e
 
 func (in *Ingest) open(ctx context.Context, p *Process, rules *ingest.Rules) error {
 	s := &p.Settings
-	opts, err := kafka.Options(s, "ingest", p.Log)
+	opts, err := p.kafkaOptions("ingest")
 	if err != nil {
 		return err
 	}
@@ -98,8 +96,8 @@ func (in *Ingest) Close() {
 }
 
 // RunIngest runs an ingest process.
-func RunIngest(ctx context.Context, p *Process, registry *prometheus.Registry) error {
-	front, err := listen(ctx, p, registry, "ingest")
+func RunIngest(ctx context.Context, p *Process) error {
+	front, err := listen(ctx, p, "ingest")
 	if err != nil {
 		return err
 	}

@@ -23,8 +23,7 @@ import (
 
 // UpConfig says what to run in one process.
 type UpConfig struct {
-	Process  *Process
-	Registry *prometheus.Registry
+	Process *Process
 	// Embedded says where the services keep their data.
 	Embedded embedded.Config
 	// Workers is how many workers to run.
@@ -64,7 +63,7 @@ type Up struct {
 func RunUp(ctx context.Context, cfg UpConfig) error {
 	p := cfg.Process
 	// The address first: a taken port is told before PostgreSQL has started.
-	front, err := listen(ctx, p, cfg.Registry, "up")
+	front, err := listen(ctx, p, "up")
 	if err != nil {
 		return err
 	}
@@ -133,7 +132,7 @@ func (u *Up) configure(ctx context.Context) error {
 	if _, err := Migrate(ctx, s, u.cfg.Process.Log); err != nil {
 		return err
 	}
-	opts, err := kafka.Options(s, "up", u.cfg.Process.Log)
+	opts, err := u.cfg.Process.kafkaOptions("up")
 	if err != nil {
 		return err
 	}
@@ -205,7 +204,7 @@ func (u *Up) ingest(ctx context.Context, p *Process) (*Ingest, error) {
 func (u *Up) workerProcess(i int) *Process {
 	p := *u.cfg.Process
 	name := strconv.Itoa(i + 1)
-	p.Metrics = prometheus.WrapRegistererWith(prometheus.Labels{"worker": name}, u.cfg.Registry)
+	p.Metrics = prometheus.WrapRegistererWith(prometheus.Labels{"worker": name}, u.cfg.Process.Registry)
 	p.Log = p.Log.With().Str("worker", name).Logger()
 	p.Health = ops.NewHealth(0)
 	if i > 0 {

@@ -6,29 +6,13 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
-	"github.com/rs/zerolog"
 
 	"millrace"
 	"millrace/consumer"
-	"millrace/internal/kafka"
-	"millrace/internal/ops"
-	"millrace/internal/settings"
 	"millrace/outbox"
-	"millrace/ratelimit"
 	"millrace/statestore"
 )
-
-// Process is what every process has.
-type Process struct {
-	Settings settings.Settings
-	Log      zerolog.Logger
-	Metrics  prometheus.Registerer
-	Health   *ops.Health
-	// Limits are the providers' limits for when the settings name no file.
-	Limits ratelimit.Limits
-}
 
 // Worker runs turns: an engine with its store, its relay and the way to LLMs.
 type Worker struct {
@@ -54,7 +38,7 @@ func NewWorker(ctx context.Context, p *Process, handler millrace.Handler) (*Work
 
 func (w *Worker) open(ctx context.Context, p *Process, handler millrace.Handler) error {
 	s := &p.Settings
-	kafkaOpts, err := kafka.Options(s, "worker", p.Log)
+	kafkaOpts, err := p.kafkaOptions("worker")
 	if err != nil {
 		return err
 	}
@@ -144,7 +128,7 @@ func (w *Worker) Close() {
 
 // newRelay returns a relay on a pool.
 func newRelay(p *Process, pool *pgxpool.Pool) (*outbox.Relay, error) {
-	opts, err := kafka.Options(&p.Settings, "relay", p.Log)
+	opts, err := p.kafkaOptions("relay")
 	if err != nil {
 		return nil, err
 	}
@@ -154,8 +138,8 @@ func newRelay(p *Process, pool *pgxpool.Pool) (*outbox.Relay, error) {
 }
 
 // RunWorker runs a worker process with its health and metrics address.
-func RunWorker(ctx context.Context, p *Process, registry *prometheus.Registry, handler millrace.Handler) error {
-	front, err := listen(ctx, p, registry, "worker")
+func RunWorker(ctx context.Context, p *Process, handler millrace.Handler) error {
+	front, err := listen(ctx, p, "worker")
 	if err != nil {
 		return err
 	}
@@ -169,8 +153,8 @@ func RunWorker(ctx context.Context, p *Process, registry *prometheus.Registry, h
 }
 
 // RunRelay runs a relay process.
-func RunRelay(ctx context.Context, p *Process, registry *prometheus.Registry) error {
-	front, err := listen(ctx, p, registry, "relay")
+func RunRelay(ctx context.Context, p *Process) error {
+	front, err := listen(ctx, p, "relay")
 	if err != nil {
 		return err
 	}
@@ -189,7 +173,7 @@ func RunRelay(ctx context.Context, p *Process, registry *prometheus.Registry) er
 }
 
 func openRelay(ctx context.Context, p *Process, pool *pgxpool.Pool) (*outbox.Relay, error) {
-	opts, err := kafka.Options(&p.Settings, "relay", p.Log)
+	opts, err := p.kafkaOptions("relay")
 	if err != nil {
 		return nil, err
 	}

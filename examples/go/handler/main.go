@@ -1,0 +1,39 @@
+// Command handler is a worker with a handler of its own: an agent that answers
+// with the whole conversation in mind.
+package main
+
+// snippet:imports
+import (
+	"context"
+	"errors"
+
+	"millrace"
+	"millrace/llm"
+	"millrace/worker"
+)
+
+// snippet:end
+
+// snippet:handler
+func main() { worker.Main(millrace.HandlerFunc(answer)) }
+
+func answer(ctx context.Context, turn *millrace.Turn) error {
+	var payload struct{ Text string }
+	history, err := turn.History(ctx, 40)
+	if err = errors.Join(err, turn.Decode(&payload)); err != nil {
+		return err
+	}
+	question := millrace.Message{Role: millrace.RoleUser, Content: payload.Text}
+	var request llm.ChatRequest
+	for _, m := range append(history, question) {
+		request.Messages = append(request.Messages, llm.Message{Role: m.Role, Content: m.Content})
+	}
+	reply, err := worker.LLM(ctx).Chat(ctx, turn, request) // journaled, and within the limits of all workers
+	if err != nil {
+		return err // tried again with backoff
+	}
+	err = turn.Append(question, millrace.Message{Role: millrace.RoleAssistant, Content: reply.Content})
+	return errors.Join(err, turn.Result(map[string]string{"text": reply.Content}))
+}
+
+// snippet:end

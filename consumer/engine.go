@@ -26,7 +26,9 @@ type Engine struct {
 	lanes    map[laneKey]*lane
 	schedule *schedule
 	draining bool
-	waiting  int64 // bytes of items in lanes
+	waiting  []int64 // bytes of items in lanes and slots, by priority
+	full     []bool  // by priority: waiting is at its bound
+	unkeyed  uint64  // how many lanes of unkeyed tasks there have been
 	slots    sync.WaitGroup
 
 	// commitMu serialises offset commits with the loss of partitions: what is
@@ -50,6 +52,8 @@ func New(cfg Config) (*Engine, error) {
 		topics:  make(map[string]int),
 		parts:   make(map[topicPartition]*partition),
 		lanes:   make(map[laneKey]*lane),
+		waiting: make([]int64, len(cfg.Priorities)),
+		full:    make([]bool, len(cfg.Priorities)),
 		intake:  make(chan struct{}, 1),
 	}
 	if cfg.Logger != nil {
@@ -103,7 +107,11 @@ func (e *Engine) clientOptions() []kgo.Opt {
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.SessionTimeout(6 * time.Second),
 		kgo.HeartbeatInterval(time.Second),
-		kgo.RebalanceTimeout(5 * time.Second),
+		// Longer than the session: a dead static member (InstanceID) leaves the group
+		// by its session's end alone, and every rebalance that completes without it
+		// begins that session anew. A rebalance that waits for the session instead
+		// completes as soon as the dead one is out.
+		kgo.RebalanceTimeout(8 * time.Second),
 		kgo.DisableAutoCommit(),
 		kgo.OnPartitionsAssigned(e.onAssigned),
 		kgo.OnPartitionsRevoked(e.onRevoked),
@@ -187,20 +195,20 @@ func (e *Engine) enqueue(tp topicPartition, highWatermark int64, items []*item) 
 		it.part, it.priority = part, part.priority
 		it.task.Priority = e.cfg.Priorities[part.priority]
 		it.lookUp = it.record.Offset < part.lookUpBelow || it.task.Redrive > 0
-		e.waiting += it.size
+		e.waiting[it.priority] += it.size
 		l := e.laneOf(it)
 		l.push(it)
 		e.makeReady(l, now)
 	}
-	e.metrics.waitingBytes.Set(float64(e.waiting))
-	e.adjustIntake()
+	e.adjustIntake(part)
 	e.dispatch(now)
 }
 
 func (e *Engine) laneOf(it *item) *lane {
-	key := laneKey{it.part.tp.partition, it.task.Conversation}
+	key := laneKey{partition: it.part.tp.partition, conversation: it.task.Conversation}
 	if key.conversation == "" {
-		return newLane(key, len(e.cfg.Priorities)) // nothing orders unkeyed tasks
+		e.unkeyed++
+		key.unkeyed = e.unkeyed // nothing orders unkeyed tasks: each has a lane of its own
 	}
 	l := e.lanes[key]
 	if l == nil {
@@ -217,18 +225,20 @@ func (e *Engine) makeReady(l *lane, now time.Time) {
 	if l.running || e.draining {
 		return
 	}
+	if l.timer != nil {
+		l.timer.Stop()
+		l.timer = nil
+	}
 	it := l.head()
 	if it == nil {
 		e.schedule.remove(l)
-		if l.key.conversation != "" {
+		// A timer that has fired and waits for the mutex may come here with a lane
+		// that was dropped meanwhile, when its conversation has another lane already.
+		if e.lanes[l.key] == l {
 			delete(e.lanes, l.key)
 			e.metrics.lanes.Set(float64(len(e.lanes)))
 		}
 		return
-	}
-	if l.timer != nil {
-		l.timer.Stop()
-		l.timer = nil
 	}
 	if wait := it.notBefore.Sub(now); wait > 0 {
 		e.schedule.remove(l)
@@ -257,25 +267,19 @@ func (e *Engine) dispatch(now time.Time) {
 
 // next takes the next item that may have a slot and books it as running.
 func (e *Engine) next(now time.Time) (*lane, *item) {
-	for !e.draining {
-		l := e.schedule.pick(now)
-		if l == nil {
-			break
-		}
-		it := l.head()
-		l.pop(it)
-		if it.part.revoked {
-			// Only the lane of an unkeyed task still holds one: no map leads to it.
-			e.schedule.release(it.priority)
-			e.waiting -= it.size
-			continue
-		}
-		l.running = true
-		it.part.running++
-		e.metrics.busySlots.Inc()
-		return l, it
+	if e.draining {
+		return nil, nil
 	}
-	return nil, nil
+	l := e.schedule.pick(now)
+	if l == nil {
+		return nil, nil
+	}
+	it := l.head()
+	l.pop(it)
+	l.running = true
+	it.part.running++
+	e.metrics.busySlots.Inc()
+	return l, it
 }
 
 // runSlot runs turns until no lane is left for it.
@@ -301,22 +305,29 @@ func (e *Engine) finish(l *lane, it *item, v verdict) (*lane, *item) {
 		part.idle = nil
 	}
 	switch {
+	case v.kind == finished:
+		// Of a partition that is being revoked as well: its last commit is still to
+		// come. After that the mark leads nowhere.
+		part.tracker.done(it.record.Offset)
+		e.waiting[it.priority] -= it.size
 	case part.revoked || v.kind == dropped:
-		e.waiting -= it.size
-		if part.revoked {
-			l.conv = nil // its next turn here, if ever, comes after somebody else's
-		}
-	case v.kind == retry:
+		e.waiting[it.priority] -= it.size
+	default:
 		it.notBefore = now.Add(v.delay)
 		l.putBack(it)
-	default:
-		part.tracker.done(it.record.Offset)
-		e.waiting -= it.size
 	}
-	e.metrics.waitingBytes.Set(float64(e.waiting))
-	e.adjustIntake()
+	if part.revoked {
+		l.conv = nil // its next turn here, if ever, comes after somebody else's
+	}
+	e.adjustIntake(part)
 	e.makeReady(l, now)
-	return e.next(now)
+	next, nextItem := e.next(now)
+	if next != nil {
+		// With reservations, one slot given back may let two lanes run: the next turn
+		// of this lane takes a reserved one, which frees the other for anybody.
+		e.dispatch(now)
+	}
+	return next, nextItem
 }
 
 // drain starts no more turns and waits for the running ones; those that outlive

@@ -51,12 +51,15 @@ func (r *Request) validate() error {
 // when the request was not sent, [Grant.Release] otherwise.
 //
 // It fails with ctx's error, with [ErrUnavailable] when Redis cannot be asked,
-// and with [ErrTooLarge] when no waiting would help.
+// which counts as an outage for [millrace.IsUnavailable], and with [ErrTooLarge] when no waiting would help.
 func (l *Limiter) Acquire(ctx context.Context, r Request) (*Grant, error) {
 	start := time.Now()
 	g, err := l.acquire(ctx, &r)
 	if err != nil {
 		l.metrics.failed(&r, err)
+		if errors.Is(err, ErrUnavailable) {
+			err = millrace.Unavailable(err)
+		}
 		return nil, fmt.Errorf("acquire from account %q, model %q: %w", r.Account, r.Model, err)
 	}
 	l.metrics.granted(&r, time.Since(start))

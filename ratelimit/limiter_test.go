@@ -331,7 +331,7 @@ func TestUnreachableRedisNeverOpens(t *testing.T) {
 			}()
 		}
 		for range n {
-			if err := <-errs; !errors.Is(err, ErrUnavailable) {
+			if err := <-errs; !errors.Is(err, ErrUnavailable) || !millrace.IsUnavailable(err) {
 				t.Fatalf("got %v, want ErrUnavailable", err)
 			}
 		}

@@ -55,7 +55,9 @@ func (p *Provider) Kind() Kind { return p.kind }
 // no other. The path is relative to the base URL.
 func (p *Provider) Do(r *http.Request, path string) (*http.Response, error) {
 	r = r.Clone(r.Context())
-	r.URL = p.base.JoinPath(path)
+	u := *p.base
+	u.Path, u.RawPath = u.Path+"/"+path, "" // JoinPath leaves out the first slash
+	r.URL = &u
 	r.Host, r.RequestURI = "", ""
 	r.Header.Del("Authorization")
 	r.Header.Del("X-Api-Key")

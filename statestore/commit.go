@@ -52,29 +52,64 @@ func (s *Store) Commit(ctx context.Context, c millrace.Completion) (millrace.Out
 
 func (s *Store) commitLoop(ctx context.Context) {
 	for {
-		// A transaction holds each conversation and each task at most once: the second
-		// would not see what the first has done.
-		conversations := make(map[string]struct{})
-		tasks := make(map[millrace.Key]struct{})
-		batch := s.commits.take(s.cfg.BatchSize, func(p *pendingCommit) bool {
-			task := &p.completion.Task
-			if _, taken := tasks[task.Key()]; taken {
-				return false
-			}
-			if task.Conversation != "" {
-				if _, taken := conversations[task.Conversation]; taken {
-					return false
-				}
-				conversations[task.Conversation] = struct{}{}
-			}
-			tasks[task.Key()] = struct{}{}
-			return true
-		})
+		batch := s.commits.take(s.cfg.BatchSize, newAdmission())
 		if batch == nil {
 			return
 		}
 		s.commitBatch(ctx, batch)
 	}
+}
+
+// newAdmission returns what decides whether a completion fits into a new
+// transaction. One holds each conversation and each task at most once, because
+// the second would not see what the first has done, and is bounded in bytes.
+func newAdmission() func(*pendingCommit) bool {
+	conversations := make(map[string]struct{})
+	tasks := make(map[millrace.Key]struct{})
+	size, full := 0, false
+	return func(p *pendingCommit) bool {
+		if size += sizeOf(&p.completion); size > maxBatchBytes && len(tasks) > 0 {
+			full = true // and nobody overtakes the one that did not fit
+		}
+		if full {
+			return false
+		}
+		task := &p.completion.Task
+		if _, taken := tasks[task.Key()]; taken {
+			return false
+		}
+		if task.Conversation != "" {
+			if _, taken := conversations[task.Conversation]; taken {
+				return false
+			}
+			conversations[task.Conversation] = struct{}{}
+		}
+		tasks[task.Key()] = struct{}{}
+		return true
+	}
+}
+
+// PostgreSQL takes no message of 1 GiB or more: it drops the connection, which
+// looks like an outage for ever. So what one transaction carries is bounded, and
+// a turn that is far too large alone is refused.
+const (
+	maxBatchBytes      = 32 << 20
+	maxCompletionBytes = 256 << 20
+)
+
+// sizeOf returns about how many bytes a completion has on its way to PostgreSQL.
+func sizeOf(c *millrace.Completion) int {
+	n := len(c.Effects.State) + 2*len(c.Effects.Result) // in the completion and in the event
+	for i := range c.Effects.Messages {
+		n += len(c.Effects.Messages[i].Content)
+	}
+	for i := range c.Effects.Events {
+		n += len(c.Effects.Events[i].Data)
+	}
+	if d := c.DeadLetter; d != nil {
+		n += 2*len(d.Record.Value) + len(d.Stack) // in the list and in the event
+	}
+	return n
 }
 
 // commitBatch commits a batch and tells every turn its outcome. A batch that
@@ -160,6 +195,11 @@ func (s *Store) afterCommit(ctx context.Context, batch []*pendingCommit, outcome
 		s.log.Warn().Err(err).Msg("cannot write hot copies")
 	}
 }
+
+// cleanLabel cleans what comes from a record's headers. The task of a record that
+// could not be decoded carries them as they were, and its dead letter must not
+// fail on what made it one.
+func cleanLabel(s string) string { return cleanText(s, maxLabelBytes) }
 
 // cleanText makes s fit a text column: valid UTF-8 without NUL, bounded.
 func cleanText(s string, limit int) string {

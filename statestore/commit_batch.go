@@ -43,7 +43,10 @@ var (
 	outcomesSQL string
 )
 
-const maxTextBytes = 64 << 10
+const (
+	maxTextBytes  = 64 << 10
+	maxLabelBytes = 1 << 10
+)
 
 // commitOnce runs one transaction for the batch.
 func (s *Store) commitOnce(ctx context.Context, batch []*pendingCommit) ([]millrace.Outcome, error) {
@@ -55,7 +58,7 @@ func (s *Store) commitOnce(ctx context.Context, batch []*pendingCommit) ([]millr
 	}
 	sql, err := s.buildBatch(token, batch)
 	if err != nil {
-		return nil, err
+		return nil, &refusedError{err}
 	}
 	found := make(map[millrace.Key]uuid.UUID, len(batch))
 	keys := keyColumns(batch)
@@ -106,6 +109,9 @@ func (s *Store) buildBatch(token uuid.UUID, batch []*pendingCommit) (*pgx.Batch,
 	sql := &pgx.Batch{}
 	var conversations []string
 	for _, p := range batch {
+		if n := sizeOf(&p.completion); n > maxCompletionBytes {
+			return nil, fmt.Errorf("task %q: effects of %d bytes, at most %d", p.completion.Task.ID, n, maxCompletionBytes)
+		}
 		if id := p.completion.Task.Conversation; id != "" {
 			conversations = append(conversations, id)
 		}
@@ -149,7 +155,7 @@ func queueCompletions(sql *pgx.Batch, token uuid.UUID, batch []*pendingCommit) {
 				expected[i] = &c.Base.Version
 			}
 		}
-		tenants[i], types[i], priorities[i] = c.Task.Tenant, c.Task.Type, string(c.Task.Priority)
+		tenants[i], types[i], priorities[i] = cleanLabel(c.Task.Tenant), cleanLabel(c.Task.Type), cleanLabel(string(c.Task.Priority))
 		statuss[i], attempts[i] = string(c.Status), int32(c.Attempts) //nolint:gosec // a small count
 		results[i] = jsonColumn(c.Effects.Result)
 		errs[i] = cleanText(c.Error, maxTextBytes)
@@ -299,7 +305,7 @@ func deadLetterMessage(c *millrace.Completion, d *millrace.DeadLetter) outbox.Me
 	}
 	return outbox.Message{
 		ID: millrace.DeadLetterEventID(c.Task.Key()), Type: millrace.EventTaskDeadLetter, Topic: outbox.DeadLettersTopic,
-		Key: c.EventKey(), ContentType: c.Task.ContentType, Data: d.Record.Value, At: c.FinishedAt,
+		Key: c.EventKey(), ContentType: cleanLabel(c.Task.ContentType), Data: d.Record.Value, At: c.FinishedAt,
 		Headers: []millrace.Header{
 			header("ce_taskid", c.Task.ID),
 			header("ce_tasktype", c.Task.Type),
@@ -328,7 +334,7 @@ func queueDeadLetters(sql *pgx.Batch, token uuid.UUID, batch []*pendingCommit) e
 		if c.Task.Conversation != "" {
 			conversation = &c.Task.Conversation
 		}
-		sql.Queue(insertDeadLettersSQL, token, c.Task.ID, c.Task.Redrive, conversation, c.Task.Tenant, c.Task.Type,
+		sql.Queue(insertDeadLettersSQL, token, c.Task.ID, c.Task.Redrive, conversation, cleanLabel(c.Task.Tenant), cleanLabel(c.Task.Type),
 			d.Reason, cleanText(d.Detail, maxTextBytes), cleanText(d.Stack, maxTextBytes), c.Attempts,
 			d.Record.Topic, d.Record.Partition, d.Record.Offset, d.Record.Key, d.Record.Value,
 			strings.ToValidUTF8(headers, ""), c.FinishedAt)

@@ -3,11 +3,12 @@ package ingest_test
 import (
 	"fmt"
 	"io"
-	"millrace/ingest"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
+
+	"millrace/ingest"
 )
 
 // Every bad input gets its problem, says where it is, and harms nothing: the

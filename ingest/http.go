@@ -184,7 +184,7 @@ func waitQuery(r *http.Request) (time.Duration, *Problem) {
 	if err != nil {
 		var seconds uint64
 		if seconds, err = strconv.ParseUint(given, 10, 16); err == nil {
-			d = time.Duration(seconds) * time.Second //nolint:gosec // 16 bits
+			d = time.Duration(seconds) * time.Second
 		}
 	}
 	if err == nil && (d < 0 || d > MaxWait) {

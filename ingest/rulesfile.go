@@ -230,7 +230,7 @@ func (p *rulesParser) compile(n *yaml.Node, label string) cel.Program {
 // where its lines began: then it is where the expression begins.
 func (p *rulesParser) place(n *yaml.Node, line, column int) (int, int) {
 	line = max(line, 1)
-	switch n.Style {
+	switch n.Style { //nolint:exhaustive // the other styles stand on one line
 	case yaml.LiteralStyle:
 		// The text begins on the line after the bar, indented as its first line.
 		lines := bytes.Split(p.data, []byte{'\n'})

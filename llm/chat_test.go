@@ -329,7 +329,7 @@ func TestCallsAreTracedAndMeasured(t *testing.T) {
 	}
 	attributes := make(map[string]string)
 	for _, a := range ended[0].Attributes() {
-		attributes[string(a.Key)] = a.Value.Emit()
+		attributes[string(a.Key)] = a.Value.String()
 	}
 	for key, want := range map[string]string{
 		"gen_ai.operation.name": "chat", "gen_ai.provider.name": "anthropic", "gen_ai.request.model": "m",

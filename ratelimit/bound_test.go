@@ -83,7 +83,7 @@ func TestNoSlidingMinuteExceedsTheLimit(t *testing.T) {
 						granted = append(granted, charge{at, r.InputTokens + r.OutputTokens})
 						mu.Unlock()
 
-						time.Sleep(time.Duration(random.IntN(2000)) * time.Millisecond)
+						<-time.After(time.Duration(random.IntN(2000)) * time.Millisecond)
 						mu.Lock()
 						held--
 						mu.Unlock()
@@ -96,7 +96,7 @@ func TestNoSlidingMinuteExceedsTheLimit(t *testing.T) {
 							t.Error(err)
 						}
 						if random.IntN(50) == 0 {
-							time.Sleep(time.Duration(random.IntN(60)) * time.Second)
+							<-time.After(time.Duration(random.IntN(60)) * time.Second)
 						}
 					}
 				})
@@ -147,7 +147,7 @@ func TestSettledUseStaysWithinTheLimit(t *testing.T) {
 			used = append(used, charge{time.UnixMilli(g.at), use})
 			mu.Unlock()
 			wg.Go(func() {
-				time.Sleep(takes)
+				<-time.After(takes)
 				if err := g.Settle(t.Context(), Usage{OutputTokens: use}); err != nil {
 					t.Error(err)
 				}

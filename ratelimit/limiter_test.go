@@ -195,7 +195,7 @@ func TestSettleGivesBackWhatWasNotUsed(t *testing.T) {
 	bubble(t, func(t *testing.T, _ *miniredis.Miniredis, client redis.UniversalClient) {
 		l := newLimiter(t, client, Limit{Account: "a", OutputTokensPerMinute: 100, Burst: Minute})
 		g := acquire(t, l, Request{Account: "a", OutputTokens: 100})
-		time.Sleep(5 * time.Second)
+		<-time.After(5 * time.Second)
 		if err := g.Settle(t.Context(), Usage{OutputTokens: 40}); err != nil {
 			t.Fatal(err)
 		}
@@ -216,7 +216,7 @@ func TestSettleWakesAWaiter(t *testing.T) {
 		l := newLimiter(t, client, Limit{Account: "a", OutputTokensPerMinute: 100, Burst: Minute})
 		g := acquire(t, l, Request{Account: "a", OutputTokens: 100})
 		go func() {
-			time.Sleep(3 * time.Second)
+			<-time.After(3 * time.Second)
 			if err := g.Cancel(context.WithoutCancel(t.Context())); err != nil {
 				t.Error(err)
 			}
@@ -247,7 +247,7 @@ func TestConcurrencyIsHeldAndReturned(t *testing.T) {
 		g := acquire(t, l, Request{Account: "a"})
 		acquire(t, other, Request{Account: "a"})
 		go func() {
-			time.Sleep(1250 * time.Millisecond)
+			<-time.After(1250 * time.Millisecond)
 			if err := g.Release(context.WithoutCancel(t.Context())); err != nil {
 				t.Error(err)
 			}
@@ -353,7 +353,7 @@ func TestLostReplyIsNotChargedTwice(t *testing.T) {
 			if err != nil || !v.granted {
 				t.Fatalf("got %+v, %v", v, err)
 			}
-			time.Sleep(time.Second)
+			<-time.After(time.Second)
 		}
 		if d := waited(t, l, r); d != 0 {
 			t.Fatalf("waited %s: a repeated call was charged again", d)

@@ -76,7 +76,7 @@ type limitsFile struct {
 //
 // Unknown and repeated keys are errors. Errors name file and line.
 func LoadLimits(path string) (Limits, error) {
-	content, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+	content, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read limits: %w", err)
 	}

@@ -39,6 +39,7 @@ func Main(handler millrace.Handler) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// After the first signal the next one ends the process at once.
 	context.AfterFunc(ctx, stop)
+	//nolint:forbidigo // this is the program's main, for programs that bring nothing but a handler
 	os.Exit(exitCode(Run(ctx, handler, os.Environ(), os.Stderr), os.Stderr))
 }
 

@@ -195,11 +195,11 @@ func (p *Proxy) answer(ctx context.Context, w http.ResponseWriter, c *call) {
 		if err := out.writeChunk(out.last); err != nil {
 			p.log.Debug().Err(err).Msg("the agent left before the end of its stream")
 		}
-	case err != nil && out.begun:
+	case out.begun:
 		p.log.Warn().Err(err).Str("task", c.turn.Task().ID).Msg("a stream was cut short")
 		// The agent's SDK must not take what it got for a whole answer.
 		panic(http.ErrAbortHandler)
-	case err != nil:
+	default:
 		p.fail(ctx, w, c, err)
 	}
 }

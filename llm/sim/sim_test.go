@@ -78,7 +78,7 @@ func TestRequestsAreLimitedOverASlidingMinute(t *testing.T) {
 			if w := send(s, openAIRequest("q")); w.Code != http.StatusOK {
 				t.Fatalf("status %d below the limit: %s", w.Code, w.Body)
 			}
-			time.Sleep(10 * time.Second)
+			<-time.After(10 * time.Second)
 		}
 		w := send(s, openAIRequest("q"))
 		if w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") != "30" {
@@ -92,7 +92,7 @@ func TestRequestsAreLimitedOverASlidingMinute(t *testing.T) {
 		if got := w.Header().Get("x-ratelimit-remaining-requests"); got != "0" {
 			t.Errorf("remaining %q", got)
 		}
-		time.Sleep(30 * time.Second)
+		<-time.After(30 * time.Second)
 		w = send(s, anthropicRequest("q"))
 		if w.Code != http.StatusOK || w.Header().Get("anthropic-ratelimit-requests-limit") != "3" {
 			t.Fatalf("status %d after the wait, headers %v", w.Code, w.Header())
@@ -118,7 +118,7 @@ func TestTokensAreLimitedAndOneTooLargeIsRefused(t *testing.T) {
 		if w.Code != http.StatusTooManyRequests || !strings.Contains(w.Body.String(), "TPM") {
 			t.Fatalf("status %d: %s", w.Code, w.Body)
 		}
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		if w := send(s, openAIRequest(question)); w.Code != http.StatusOK {
 			t.Fatalf("status %d after a minute", w.Code)
 		}

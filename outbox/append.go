@@ -135,8 +135,22 @@ func decodeHeaders(s *string) ([]millrace.Header, error) {
 	return out, nil
 }
 
-//go:embed sql/append.sql
-var appendSQL string
+var (
+	//go:embed sql/append.sql
+	appendSQL string
+	//go:embed sql/lock_keys.sql
+	lockKeysSQL string
+)
+
+// QueueKeyLocks adds the statement that holds keys until the transaction ends, so
+// that ids within a key ascend in commit order. It runs to its end before the
+// statements behind it draw ids, and takes the locks of any two transactions in
+// one order.
+func QueueKeyLocks(batch *pgx.Batch, keys []string) {
+	if len(keys) > 0 {
+		batch.Queue(lockKeysSQL, keys)
+	}
+}
 
 // Append adds messages to the outbox in the caller's transaction. It takes an
 // advisory lock on each message's key until that transaction ends, so that ids
@@ -160,11 +174,7 @@ func Append(ctx context.Context, tx pgx.Tx, messages ...Message) error {
 		}
 	}
 	batch := &pgx.Batch{}
-	// The lock statement runs to its end before an id is drawn. Sorting makes any
-	// two calls take their locks in one order.
-	batch.Queue(`SELECT pg_advisory_xact_lock(k) FROM (
-		SELECT DISTINCT hashtextextended('millrace.outbox:' || key, 0) AS k FROM unnest($1::text[]) AS key ORDER BY k
-	) AS locks`, keys)
+	QueueKeyLocks(batch, keys)
 	for _, c := range columns {
 		batch.Queue(appendSQL, c.Shard, c.Topic, c.Key, c.EventID, c.EventType, c.ContentType, c.Headers, c.Data, c.At)
 	}

@@ -7,8 +7,10 @@
 //   - No event without its transaction, none lost: the row commits with the
 //     effect and goes only after Kafka has committed its record.
 //   - Order within a key is commit order, because whoever appends holds that
-//     key's lock: the conversation's row in a group commit, an advisory lock in
-//     [Append].
+//     key's lock: the conversation's row for the events of a conversation, an
+//     advisory lock for all other keys of turns and in [Append]. What others
+//     append under the id of a conversation has no order against that
+//     conversation's own events.
 //   - Published once for readers with isolation level read_committed. Every
 //     batch is one Kafka transaction that holds, next to the events, a marker
 //     with the ids of its rows. A relay that takes a shard over first fences the

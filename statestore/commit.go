@@ -35,7 +35,8 @@ type commitResult struct {
 // committed. Committing the same completion again settles it. Any other error
 // says that PostgreSQL refuses the completion for what it holds.
 func (s *Store) Commit(ctx context.Context, c millrace.Completion) (millrace.Outcome, error) {
-	if s.cfg.DropResults && c.Status == millrace.StatusCompleted && c.Effects.Empty() {
+	if s.cfg.DropResults && c.Status == millrace.StatusCompleted && c.Effects.Empty() && c.Effects.Usage == (millrace.Usage{}) {
+		s.forget(ctx, c.Task.ID)
 		return millrace.Committed, nil
 	}
 	p := &pendingCommit{completion: c, done: make(chan commitResult, 1)}
@@ -180,20 +181,38 @@ func (s *Store) afterCommit(ctx context.Context, batch []*pendingCommit, outcome
 		if outcomes[i] != millrace.Committed {
 			continue
 		}
-		if shard := outbox.Shard(c.EventKey()); !slices.Contains(shards, shard) {
-			shards = append(shards, shard)
+		shards = addShard(shards, c.EventKey())
+		for j := range c.Effects.Events {
+			if key := c.Effects.Events[j].Key; key != "" {
+				shards = addShard(shards, key)
+			}
 		}
 		if c.Task.Conversation != "" && c.Effects.Touches() {
 			convs = append(convs, c.Base.After(&c.Task, &c.Effects, c.FinishedAt))
 		}
 	}
 	s.cfg.Published(shards...)
+	s.putHot(ctx, convs, finished...)
+}
+
+// forget takes back the hint that a task is running, when nothing else will be
+// known of it.
+func (s *Store) forget(ctx context.Context, id string) { s.putHot(ctx, nil, id) }
+
+func (s *Store) putHot(ctx context.Context, convs []millrace.Conversation, finished ...string) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	if err := s.hot.put(ctx, convs, false, finished...); err != nil {
 		s.metrics.hotFailures.Inc()
 		s.log.Warn().Err(err).Msg("cannot write hot copies")
 	}
+}
+
+func addShard(shards []int, key string) []int {
+	if shard := outbox.Shard(key); !slices.Contains(shards, shard) {
+		shards = append(shards, shard)
+	}
+	return shards
 }
 
 // cleanLabel cleans what comes from a record's headers. The task of a record that

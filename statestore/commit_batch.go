@@ -234,6 +234,7 @@ func (s *Store) queueOutbox(sql *pgx.Batch, token uuid.UUID, batch []*pendingCom
 		headers                                []*string
 		keys, data                             [][]byte
 		ats                                    []time.Time
+		foreign                                []string // keys that the conversation's lock does not cover
 	)
 	for _, p := range batch {
 		c := &p.completion
@@ -245,6 +246,9 @@ func (s *Store) queueOutbox(sql *pgx.Batch, token uuid.UUID, batch []*pendingCom
 			row, err := messages[i].Columns()
 			if err != nil {
 				return err
+			}
+			if messages[i].Key != c.EventKey() {
+				foreign = append(foreign, messages[i].Key)
 			}
 			ids = append(ids, c.Task.ID)
 			redrives = append(redrives, int32(c.Task.Redrive)) //nolint:gosec // bounded by the codec
@@ -260,6 +264,7 @@ func (s *Store) queueOutbox(sql *pgx.Batch, token uuid.UUID, batch []*pendingCom
 		}
 	}
 	if len(ids) > 0 {
+		outbox.QueueKeyLocks(sql, foreign)
 		sql.Queue(insertOutboxSQL, token, ids, redrives, shards, topics, keys, eventIDs, eventTypes, contents, headers, data, ats)
 	}
 	return nil

@@ -36,11 +36,13 @@ func (h *hotCopies) key(conversation string) string { return h.prefix + "conv:" 
 func (h *hotCopies) taskKey(id string) string { return h.prefix + "task:" + id }
 
 // hotDoc is everything of a conversation but its id and version. Content is
-// bytes here, because JSON strings cannot carry what is not UTF-8.
+// bytes here, because JSON strings cannot carry what is not UTF-8. State is a
+// string, because embedded JSON would come back in another spelling than
+// PostgreSQL gives, and a step whose request quotes it would seem another one.
 type hotDoc struct {
-	State  json.RawMessage `json:"s,omitempty"`
-	Length int64           `json:"l"`
-	Tail   []hotMessage    `json:"t,omitempty"`
+	State  *string      `json:"s,omitempty"`
+	Length int64        `json:"l"`
+	Tail   []hotMessage `json:"t,omitempty"`
 }
 
 type hotMessage struct {
@@ -51,14 +53,14 @@ type hotMessage struct {
 }
 
 func encodeHot(c *millrace.Conversation) ([]byte, error) {
-	doc := hotDoc{State: c.State, Length: c.Length}
+	doc := hotDoc{State: jsonColumn(c.State), Length: c.Length}
 	size, from := 0, len(c.Tail)
 	for from > 0 && size+len(c.Tail[from-1].Content) <= maxHotTail {
 		from--
 		size += len(c.Tail[from].Content)
 	}
 	for _, m := range c.Tail[from:] {
-		doc.Tail = append(doc.Tail, hotMessage{Role: m.Role, Content: []byte(m.Content), TaskID: m.TaskID, At: m.At})
+		doc.Tail = append(doc.Tail, hotMessage{Role: m.Role, Content: []byte(m.Content), TaskID: m.TaskID, At: columnTime(m.At)})
 	}
 	b, err := json.Marshal(doc)
 	if err != nil {
@@ -66,6 +68,9 @@ func encodeHot(c *millrace.Conversation) ([]byte, error) {
 	}
 	return b, nil
 }
+
+// columnTime returns t as PostgreSQL gives it back.
+func columnTime(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
 
 func decodeHot(id, version, body string) (millrace.Conversation, error) {
 	v, err := strconv.ParseInt(version, 10, 64)
@@ -76,7 +81,10 @@ func decodeHot(id, version, body string) (millrace.Conversation, error) {
 	if err := json.Unmarshal([]byte(body), &doc); err != nil {
 		return millrace.Conversation{}, fmt.Errorf("decode hot copy: %w", err)
 	}
-	c := millrace.Conversation{ID: id, Version: v, State: doc.State, Length: doc.Length}
+	c := millrace.Conversation{ID: id, Version: v, Length: doc.Length}
+	if doc.State != nil {
+		c.State = json.RawMessage(*doc.State)
+	}
 	first := doc.Length - int64(len(doc.Tail)) + 1
 	for i, m := range doc.Tail {
 		c.Tail = append(c.Tail, millrace.Message{

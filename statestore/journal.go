@@ -52,15 +52,19 @@ func (s *Store) Begin(ctx context.Context, step millrace.Step) (millrace.StepRes
 		return millrace.StepResult{}, false, millrace.Permanent(&millrace.StepMismatchError{Step: step.Name})
 	case baseVersion == step.BaseVersion && result.Output != nil:
 		return result, true, nil
-	case result.Output != nil:
-		s.metrics.repaid.WithLabelValues("conflict").Inc()
-	default:
-		s.metrics.ambiguous.Inc()
 	}
-	_, err = s.cfg.Pool.Exec(ctx, restartStepSQL, step.Task.ID, step.Task.Redrive, step.Name,
-		step.RequestHash[:], step.BaseVersion, s.incarnation)
+	tag, err := s.cfg.Pool.Exec(ctx, restartStepSQL, step.Task.ID, step.Task.Redrive, step.Name,
+		step.RequestHash[:], step.BaseVersion, s.incarnation, baseVersion, result.Output != nil)
 	if err != nil {
 		return millrace.StepResult{}, false, classify(err)
+	}
+	if tag.RowsAffected() == 0 {
+		return millrace.StepResult{}, false, millrace.Unavailable(errors.New("another run of the task has just changed this step, or completed the task"))
+	}
+	if result.Output != nil {
+		s.metrics.repaid.WithLabelValues("conflict").Inc()
+	} else {
+		s.metrics.ambiguous.Inc()
 	}
 	return millrace.StepResult{}, false, nil
 }
@@ -76,7 +80,7 @@ func (s *Store) Finish(ctx context.Context, step millrace.Step, result millrace.
 		return classify(err)
 	}
 	if tag.RowsAffected() == 0 {
-		return millrace.Unavailable(errors.New("another run of the task has taken this step over, or completed the task"))
+		return millrace.Unavailable(errors.New("another run of the task has taken this step over, finished it, or completed the task"))
 	}
 	return nil
 }

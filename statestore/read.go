@@ -59,7 +59,7 @@ func scanMessage(row pgx.CollectableRow) (millrace.Message, error) {
 		content []byte
 	)
 	err := row.Scan(&m.Seq, &m.Role, &content, &m.TaskID, &m.At)
-	m.Content = string(content)
+	m.Content, m.At = string(content), m.At.UTC()
 	return m, err
 }
 
@@ -92,6 +92,7 @@ func (s *Store) Task(ctx context.Context, id string) (millrace.TaskResult, error
 		if result != nil {
 			r.Result = json.RawMessage(*result)
 		}
+		r.StartedAt, r.FinishedAt = r.StartedAt.UTC(), r.FinishedAt.UTC()
 		return r, nil
 	case !errors.Is(err, pgx.ErrNoRows):
 		return millrace.TaskResult{}, classify(fmt.Errorf("read task: %w", err))

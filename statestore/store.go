@@ -24,7 +24,7 @@ type Config struct {
 	Redis redis.UniversalClient
 	// KeyPrefix stands before every Redis key. Default "millrace:".
 	KeyPrefix string
-	// TTL is how long a hot copy outlives its last use. Default 24 h.
+	// TTL is how long a hot copy outlives the last turn that wrote it. Default 24 h.
 	TTL time.Duration
 	// RunDegraded goes on from PostgreSQL alone while Redis is out. Default: a turn
 	// does not start then.
@@ -71,6 +71,9 @@ func New(cfg Config) (*Store, error) {
 	}
 	if cfg.Committers < 0 || cfg.BatchSize < 0 {
 		errs = append(errs, errors.New("Committers and BatchSize must not be negative"))
+	}
+	if cfg.TTL < 0 || cfg.CommitTimeout < 0 {
+		errs = append(errs, errors.New("TTL and CommitTimeout must not be negative"))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("statestore config: %w", err)

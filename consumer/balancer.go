@@ -59,10 +59,12 @@ func (coPartitioned) Balance(b *kgo.ConsumerBalancer, topics map[string]int32) k
 		joined  []*kmsg.JoinGroupResponseMember
 	)
 	b.EachMember(func(m *kmsg.JoinGroupResponseMember, meta *kmsg.ConsumerMemberMetadata) {
-		bm := balanceMember{topics: meta.Topics, generation: meta.Generation, owned: make(map[int32]bool)}
+		bm := balanceMember{
+			topics: meta.Topics, generation: meta.Generation, holds: make(map[topicPartition]bool),
+		}
 		for _, t := range meta.OwnedPartitions {
 			for _, p := range t.Partitions {
-				bm.owned[p] = true
+				bm.holds[topicPartition{t.Topic, p}] = true
 			}
 		}
 		members = append(members, bm)
@@ -77,8 +79,17 @@ func (coPartitioned) Balance(b *kgo.ConsumerBalancer, topics map[string]int32) k
 
 type balanceMember struct {
 	topics     []string
-	owned      map[int32]bool
+	holds      map[topicPartition]bool
 	generation int32
+}
+
+func (m *balanceMember) reads(topics []string) bool {
+	for _, topic := range topics {
+		if !slices.Contains(m.topics, topic) {
+			return false
+		}
+	}
+	return true
 }
 
 type assigned struct {
@@ -90,52 +101,113 @@ type assigned struct {
 // assign distributes partition numbers evenly and moves no more than that
 // takes. Members come in a stable order, which settles ties.
 func assign(members []balanceMember, topics map[string]int32) []assigned {
-	if len(members) == 0 {
-		return nil
+	var out []assigned
+	for _, s := range shares(members, slices.Sorted(maps.Keys(topics))) {
+		out = append(out, s.assign(members, topics)...)
 	}
-	var numbers int32
-	for _, n := range topics {
-		numbers = max(numbers, n)
-	}
-	owner := owners(members, numbers)
-	target := spread(owner, len(members))
+	return out
+}
 
+// share is a set of topics and the members that divide their numbers.
+type share struct {
+	topics  []string
+	members []int
+}
+
+// shares returns a single share as long as any member reads all topics: while
+// the priorities of a pool are being changed and members differ, only those that
+// read all get numbers, because a number in two hands would mean two turns of a
+// conversation at once. Without such a member, topics with the same readers form
+// a share: apart from each other is better than unread.
+func shares(members []balanceMember, topics []string) []share {
+	readers := func(topics []string) (found []int) {
+		for i := range members {
+			if members[i].reads(topics) {
+				found = append(found, i)
+			}
+		}
+		return found
+	}
+	if all := readers(topics); len(all) > 0 {
+		return []share{{topics, all}}
+	}
+	var out []share
+	for _, topic := range topics {
+		who := readers([]string{topic})
+		if len(who) == 0 {
+			continue
+		}
+		i := slices.IndexFunc(out, func(s share) bool { return slices.Equal(s.members, who) })
+		if i < 0 {
+			i = len(out)
+			out = append(out, share{members: who})
+		}
+		out[i].topics = append(out[i].topics, topic)
+	}
+	return out
+}
+
+func (s share) assign(members []balanceMember, topics map[string]int32) []assigned {
+	var numbers int32
+	for _, topic := range s.topics {
+		numbers = max(numbers, topics[topic])
+	}
+	owner := s.owners(members, numbers)
+	target := spread(owner, len(s.members))
 	var out []assigned
 	for n := range numbers {
-		if owner[n] >= 0 && owner[n] != target[n] {
-			continue // withheld until its owner has given it up
+		m := s.members[target[n]]
+		var plan []assigned
+		moves := false
+		for _, topic := range s.topics {
+			if n < topics[topic] {
+				plan = append(plan, assigned{member: m, topic: topic, partition: n})
+				moves = moves || heldByAnother(members, m, topicPartition{topic, n})
+			}
 		}
-		for _, topic := range slices.Sorted(maps.Keys(topics)) {
-			if n >= topics[topic] {
-				continue
-			}
-			if m := subscriber(members, target[n], topic); m >= 0 {
-				out = append(out, assigned{member: m, topic: topic, partition: n})
-			}
+		if !moves { // else withheld as a whole until its owner has given it up
+			out = append(out, plan...)
 		}
 	}
 	return out
 }
 
-// owners returns who holds each number, -1 for nobody. Of two that claim one,
-// the one with the newer generation is right: the other has missed a rebalance
-// and lost it there.
-func owners(members []balanceMember, numbers int32) []int {
+// owners returns who of the share's members holds each number, by index, -1 for
+// nobody. Of two that claim one, the one with the newer generation is right: the
+// other has missed a rebalance and lost it there.
+func (s share) owners(members []balanceMember, numbers int32) []int {
 	owner := make([]int, numbers)
 	for n := range owner {
 		owner[n] = -1
 	}
-	for i, m := range members {
-		for n := range m.owned {
-			if n >= numbers {
+	for i, m := range s.members {
+		for tp := range members[m].holds {
+			if tp.partition >= numbers || !slices.Contains(s.topics, tp.topic) {
 				continue
 			}
-			if held := owner[n]; held < 0 || members[held].generation < m.generation {
+			n := tp.partition
+			if held := owner[n]; held < 0 || members[s.members[held]].generation < members[m].generation {
 				owner[n] = i
 			}
 		}
 	}
 	return owner
+}
+
+// heldByAnother reports whether a partition that is to go to member m has an
+// owner that must give it up first. A claim from an older generation than m's
+// own is one that its owner has lost.
+func heldByAnother(members []balanceMember, m int, tp topicPartition) bool {
+	newest := int32(-1)
+	if members[m].holds[tp] {
+		newest = members[m].generation
+	}
+	for i := range members {
+		if i != m && members[i].holds[tp] && members[i].generation >= newest {
+			return true
+		}
+	}
+	return false
 }
 
 // spread returns who is to hold each number: every member an equal share, give
@@ -182,17 +254,4 @@ func spread(owner []int, members int) []int {
 		quota[order[next]]--
 	}
 	return target
-}
-
-// subscriber returns the wanted member if it reads the topic, or else any that
-// does: while a pool's priorities are being changed, members differ, and a
-// partition that nobody reads would be worse than one apart from its siblings.
-func subscriber(members []balanceMember, wanted int, topic string) int {
-	for i := range members {
-		m := (wanted + i) % len(members)
-		if slices.Contains(members[m].topics, topic) {
-			return m
-		}
-	}
-	return -1
 }

@@ -67,7 +67,8 @@ type Config struct {
 	// DrainTimeout is how long running turns may go on when the worker is told to
 	// stop. Default 25 s.
 	DrainTimeout time.Duration
-	// IntakeBytes bounds the records that wait in memory. Default 256 MiB.
+	// IntakeBytes bounds the records that wait in memory, an equal share for each
+	// priority. What the client has fetched ahead comes on top. Default 256 MiB.
 	IntakeBytes int64
 	// IntakeOffsets bounds how far a partition is read ahead of its lowest
 	// unfinished offset. Default 100,000.
@@ -93,6 +94,17 @@ func (c *Config) validate() error {
 	require(c.Store != nil, "Store is required")
 	require(c.Slots >= 0, "Slots %d: want 1 or more", c.Slots)
 	require(c.MaxAttempts >= 0 && c.MaxAttempts <= millrace.MaxAttempts, "MaxAttempts %d: want 1 to %d", c.MaxAttempts, millrace.MaxAttempts)
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+	}{
+		{"AgingAfter", c.AgingAfter}, {"RetryMin", c.RetryMin}, {"RetryMax", c.RetryMax},
+		{"TurnTimeout", c.TurnTimeout}, {"DrainTimeout", c.DrainTimeout},
+	} {
+		require(d.value >= 0, "%s %s: want a positive duration", d.name, d.value)
+	}
+	require(c.IntakeBytes >= 0, "IntakeBytes %d: want 1 or more", c.IntakeBytes)
+	require(c.IntakeOffsets >= 0, "IntakeOffsets %d: want 1 or more", c.IntakeOffsets)
 	require(c.RevokeGrace >= 0 && c.RevokeGrace < 2*time.Second, "RevokeGrace %s: want less than 2s", c.RevokeGrace)
 	seen := make(map[millrace.Priority]bool)
 	for _, p := range c.Priorities {
@@ -142,6 +154,16 @@ func (c *Config) setDefaults() error {
 	}
 	if total > c.Slots {
 		errs = append(errs, fmt.Errorf("%d slots are reserved, there are %d", total, c.Slots))
+	}
+	if total == c.Slots {
+		for _, p := range c.Priorities {
+			if c.Reserved[p] == 0 {
+				errs = append(errs, fmt.Errorf("all %d slots are reserved for other priorities: tasks of priority %q would never run", total, p))
+			}
+		}
+	}
+	if c.RetryMin > c.RetryMax {
+		errs = append(errs, fmt.Errorf("RetryMin %s is above RetryMax %s", c.RetryMin, c.RetryMax))
 	}
 	return errors.Join(errs...)
 }

@@ -13,7 +13,7 @@ type schedule struct {
 	reserved []int
 	running  []int
 	free     int
-	picks    uint64
+	picks    uint64 // slots handed out
 	tickets  uint64
 	aging    time.Duration
 }
@@ -57,12 +57,9 @@ func (s *schedule) pick(now time.Time) *lane {
 	if s.free == 0 {
 		return nil
 	}
-	s.picks++
-	if s.picks%agingEvery == 0 {
-		for p := len(s.queues) - 1; p > 0; p-- {
-			if l := s.queues[p].head(); l != nil && now.Sub(l.ready.since) > s.aging && s.allowed(p) {
-				return s.take(p)
-			}
+	if (s.picks+1)%agingEvery == 0 {
+		if p := s.oldest(now); p > 0 {
+			return s.take(p)
 		}
 	}
 	for p := range s.queues {
@@ -71,6 +68,18 @@ func (s *schedule) pick(now time.Time) *lane {
 		}
 	}
 	return nil
+}
+
+// oldest returns the lower priority whose first lane has waited longest, and
+// longer than the aging time; 0 when there is none.
+func (s *schedule) oldest(now time.Time) int {
+	found, since := 0, now.Add(-s.aging)
+	for p := 1; p < len(s.queues); p++ {
+		if l := s.queues[p].head(); l != nil && l.ready.since.Before(since) && s.allowed(p) {
+			found, since = p, l.ready.since
+		}
+	}
+	return found
 }
 
 // allowed reports whether priority p may take a slot without eating into what
@@ -90,8 +99,10 @@ func (s *schedule) allowed(p int) bool {
 
 func (s *schedule) take(p int) *lane {
 	l := s.queues[p].head()
+	s.queues[p].entries[0] = laneEntry{}
 	s.queues[p].entries = s.queues[p].entries[1:]
 	l.ready = queuedLane{}
+	s.picks++
 	s.free--
 	s.running[p]++
 	return l

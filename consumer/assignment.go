@@ -26,14 +26,27 @@ type partition struct {
 	running     int
 	revoked     bool
 	paused      bool
-	// idle, when set, is closed as soon as nothing runs.
+	// idle is set when the partition is taken away while turns run, and closed when
+	// none does any more. It does not change after that.
 	idle chan struct{}
 	// ctx ends when the partition's turns must stop.
 	ctx    context.Context //nolint:containedctx // the lifetime of an assignment, which no call spans
 	cancel context.CancelFunc
 }
 
-func (e *Engine) onAssigned(ctx context.Context, _ *kgo.Client, assigned map[string][]int32) {
+func (e *Engine) onAssigned(ctx context.Context, cl *kgo.Client, assigned map[string][]int32) {
+	// The client assigns a partition that is held already when its topic was
+	// deleted and made anew: the old one's tasks are gone from Kafka, and its
+	// offsets mean nothing in the new one.
+	if replaced := e.takeAway(assigned); len(replaced) > 0 {
+		for _, p := range replaced {
+			p.cancel()
+		}
+		e.commitMu.Lock()
+		e.forget(cl, replaced)
+		e.commitMu.Unlock()
+		e.log.Warn().Int("replaced", len(replaced)).Msg("partitions assigned anew while they were held: their topic was recreated")
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.joined.Store(true)
@@ -88,6 +101,7 @@ func (e *Engine) onRevoked(ctx context.Context, cl *kgo.Client, revoked map[stri
 
 // onLost gives partitions up that already belong to others.
 func (e *Engine) onLost(_ context.Context, cl *kgo.Client, lost map[string][]int32) {
+	e.joined.Store(false)
 	parts := e.takeAway(lost)
 	for _, p := range parts {
 		p.cancel()
@@ -124,19 +138,28 @@ func (e *Engine) takeAway(revoked map[string][]int32) []*partition {
 	if len(parts) == 0 {
 		return nil
 	}
+	numbers := make(map[int32][]*partition)
+	for _, p := range parts {
+		numbers[p.tp.partition] = append(numbers[p.tp.partition], p)
+	}
 	now := time.Now()
 	for _, l := range e.lanes {
-		for _, p := range parts {
-			if l.key.partition != p.tp.partition {
-				continue
-			}
+		dropped := 0
+		for _, p := range numbers[l.key.partition] {
 			for _, it := range l.dropPartition(p) {
-				e.waiting -= it.size
+				e.waiting[it.priority] -= it.size
+				dropped++
 			}
 		}
-		e.schedule.remove(l)
-		e.makeReady(l, now)
+		if dropped > 0 {
+			e.schedule.remove(l)
+			e.makeReady(l, now)
+		}
 	}
+	for _, p := range parts {
+		e.adjustIntake(p)
+	}
+	e.dispatch(now)
 	return parts
 }
 
@@ -160,15 +183,19 @@ func (e *Engine) forget(cl *kgo.Client, parts []*partition) {
 	resume := make(map[string][]int32)
 	for _, p := range parts {
 		p.cancel()
-		delete(e.parts, p.tp)
+		if e.parts[p.tp] == p {
+			delete(e.parts, p.tp)
+		}
 		if p.paused {
 			// The client would keep it paused if it came back.
 			resume[p.tp.topic] = append(resume[p.tp.topic], p.tp.partition)
 		}
 	}
-	cl.ResumeFetchPartitions(resume)
+	if len(resume) > 0 {
+		cl.ResumeFetchPartitions(resume)
+	}
 	e.metrics.partitions.Set(float64(len(e.parts)))
-	e.adjustIntake()
+	e.lookAtIntake()
 }
 
 // topicID returns the id that ids of bare records derive from. Brokers that do

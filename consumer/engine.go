@@ -35,6 +35,9 @@ type Engine struct {
 	// committed was owned when the commit began and is until it ends.
 	commitMu sync.Mutex
 
+	outages     sparse // log lines
+	fetchErrors sparse
+
 	intake   chan struct{} // asks for a look at what is to be paused
 	lastPoll atomic.Int64  // unix nanoseconds
 	joined   atomic.Bool
@@ -92,8 +95,22 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 	stop()
 	background.Wait()
-	cl.CloseAllowingRebalance() // leaves the group
+	e.leave(context.WithoutCancel(ctx), cl)
 	return nil
+}
+
+const leaveTimeout = 3 * time.Second
+
+// leave leaves the group and closes the client. A static member does not tell
+// the group: it may be back before its session ends, and then gets the same
+// partitions. A group that does not answer must not keep the worker from ending.
+func (e *Engine) leave(ctx context.Context, cl *kgo.Client) {
+	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
+	defer cancel()
+	if err := cl.LeaveGroupContext(ctx); err != nil {
+		e.log.Warn().Err(err).Msg("cannot leave the consumer group; it notices when the session times out")
+	}
+	cl.Close()
 }
 
 func (e *Engine) clientOptions() []kgo.Opt {
@@ -150,9 +167,7 @@ func (e *Engine) pollLoop(ctx context.Context, cl *kgo.Client) {
 			if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 				return
 			}
-			e.metrics.fetchErrors.Inc()
-			e.log.Error().Err(err).Str("topic", topic).Int32("partition", partition).
-				Msg("fetch failed; the client tries again")
+			e.noteFetchError(topic, partition, err)
 		})
 		e.accept(fetches)
 	}
@@ -301,8 +316,7 @@ func (e *Engine) finish(l *lane, it *item, v verdict) (*lane, *item) {
 	part := it.part
 	part.running--
 	if part.idle != nil && part.running == 0 {
-		close(part.idle)
-		part.idle = nil
+		close(part.idle) // once: no turn of a partition starts after it was taken away
 	}
 	switch {
 	case v.kind == finished:

@@ -97,6 +97,7 @@ func (s *memoryStore) await(t *testing.T, n int) []millrace.Completion {
 
 // broker is a fake Kafka with the priority topics.
 type broker struct {
+	cluster  *kfake.Cluster
 	opts     []kgo.Opt
 	producer *kgo.Client
 }
@@ -114,7 +115,7 @@ func newBroker(t *testing.T) *broker {
 		t.Fatal(err)
 	}
 	t.Cleanup(cluster.Close)
-	b := &broker{opts: []kgo.Opt{kgo.SeedBrokers(cluster.ListenAddrs()...)}}
+	b := &broker{cluster: cluster, opts: []kgo.Opt{kgo.SeedBrokers(cluster.ListenAddrs()...)}}
 	b.producer, err = kgo.NewClient(append(b.opts, kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)))...)
 	if err != nil {
 		t.Fatal(err)

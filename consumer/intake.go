@@ -9,25 +9,44 @@ import (
 // Intake is bounded by pausing partitions, never by waiting in the poll loop:
 // high and low water keep a partition from flapping.
 
-// adjustIntake asks for a look at what is to be paused, when there may be
-// something to do. Its caller holds the mutex.
-func (e *Engine) adjustIntake() {
-	for _, p := range e.parts {
-		if e.wantPaused(p) != p.paused {
-			select {
-			case e.intake <- struct{}{}:
-			default:
-			}
-			return
-		}
+// Every priority has a share of the bytes, so that a backlog of a lower one
+// never keeps a higher one from being read.
+
+// adjustIntake asks for a look at what is to be paused, when something of p or
+// its priority has changed. It runs for every record: it looks at no other
+// partition. Its caller holds the mutex.
+func (e *Engine) adjustIntake(p *partition) {
+	total := int64(0)
+	for _, n := range e.waiting {
+		total += n
+	}
+	e.metrics.waitingBytes.Set(float64(total))
+	bound := e.cfg.IntakeBytes / int64(len(e.waiting))
+	if e.full[p.priority] {
+		bound /= 2
+	}
+	full := e.waiting[p.priority] > bound
+	if full != e.full[p.priority] {
+		e.full[p.priority] = full
+		e.lookAtIntake()
+	} else if e.wantPaused(p) != p.paused {
+		e.lookAtIntake()
+	}
+}
+
+func (e *Engine) lookAtIntake() {
+	select {
+	case e.intake <- struct{}{}:
+	default:
 	}
 }
 
 func (e *Engine) wantPaused(p *partition) bool {
+	bound := e.cfg.IntakeOffsets
 	if p.paused {
-		return e.waiting > e.cfg.IntakeBytes/2 || p.tracker.spread() > e.cfg.IntakeOffsets/2
+		bound /= 2
 	}
-	return e.waiting > e.cfg.IntakeBytes || p.tracker.spread() > e.cfg.IntakeOffsets
+	return e.full[p.priority] || p.tracker.spread() > bound
 }
 
 func (e *Engine) intakeLoop(ctx context.Context, cl *kgo.Client) {
@@ -57,8 +76,12 @@ func (e *Engine) intakeLoop(ctx context.Context, cl *kgo.Client) {
 		}
 		// Under the mutex, so that a partition that is being forgotten is not paused
 		// after it was resumed for good.
-		cl.PauseFetchPartitions(pause)
-		cl.ResumeFetchPartitions(resume)
+		if len(pause) > 0 {
+			cl.PauseFetchPartitions(pause)
+		}
+		if len(resume) > 0 {
+			cl.ResumeFetchPartitions(resume)
+		}
 		e.metrics.paused.Set(float64(paused))
 		e.mu.Unlock()
 	}

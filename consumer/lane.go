@@ -18,7 +18,6 @@ type item struct {
 	part     *partition
 	priority int
 	size     int64
-	arrived  time.Time
 	// lookUp asks for a look whether the task is complete already, before it runs.
 	lookUp bool
 	// attempts counts the handler runs that failed, outages the tries in a row that
@@ -30,11 +29,15 @@ type item struct {
 	// journaled says that a turn of this task has begun a step: no other task of
 	// the conversation overtakes it any more.
 	journaled bool
+	// givenUp is set once the task is to become a dead letter.
+	givenUp *millrace.DeadLetter
 }
 
 type laneKey struct {
 	partition    int32
 	conversation string
+	// unkeyed tells the lanes of tasks without a conversation apart. 0 for others.
+	unkeyed uint64
 }
 
 // lane is the queue of one conversation. Fields are guarded by the engine's
@@ -129,7 +132,7 @@ const recordOverhead = 600
 // newItem decodes a record. It copies all bytes out of the fetch, which one
 // waiting record would otherwise keep in memory whole.
 func newItem(r *kgo.Record, topicID [16]byte) *item {
-	it := &item{record: cloneRecord(r, topicID), arrived: time.Now()}
+	it := &item{record: cloneRecord(r, topicID)}
 	task, err := millrace.TaskFromRecord(it.record)
 	it.task = task
 	if invalid, ok := err.(*millrace.RecordError); ok { //nolint:errorlint // documented to be this type, unwrapped

@@ -11,7 +11,12 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-const commitInterval = 500 * time.Millisecond
+const (
+	commitInterval = 500 * time.Millisecond
+	// commitTimeout bounds how long a commit holds up the loss of partitions or the
+	// end of the worker when the coordinator does not answer.
+	commitTimeout = 3 * time.Second
+)
 
 // commitLoop commits the lowest unfinished offset of every partition as it
 // moves.
@@ -36,6 +41,8 @@ func (e *Engine) commitLoop(ctx context.Context, cl *kgo.Client) {
 }
 
 func (e *Engine) commitOffsets(ctx context.Context, cl *kgo.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+	defer cancel()
 	e.commitMu.Lock()
 	defer e.commitMu.Unlock()
 	e.mu.Lock()

@@ -15,6 +15,8 @@ import (
 type verdict struct {
 	kind  verdictKind
 	delay time.Duration
+	// committed says that it was this run that finished the task.
+	committed bool
 }
 
 type verdictKind int
@@ -34,6 +36,9 @@ func (e *Engine) process(l *lane, it *item) verdict {
 	ctx := it.part.ctx
 	if it.invalid != nil {
 		return e.giveUp(ctx, l, it, it.invalid.Reason, it.invalid.Detail, "")
+	}
+	if d := it.givenUp; d != nil {
+		return e.giveUp(ctx, l, it, d.Reason, d.Detail, d.Stack)
 	}
 	if it.lookUp {
 		done, err := e.cfg.Store.Completed(ctx, it.task.Key())
@@ -143,11 +148,15 @@ func (e *Engine) failed(ctx context.Context, l *lane, it *item, err error, stack
 // high ("full jitter" of the AWS Architecture Blog, Exponential Backoff And
 // Jitter).
 func fullJitter(low, high time.Duration, attempt int) time.Duration {
-	limit := high
-	if shift := attempt - 1; shift < 30 && low<<shift < high {
-		limit = low << shift
+	limit := low
+	for range attempt - 1 {
+		if limit >= high/2 { // doubling it could overflow
+			limit = high
+			break
+		}
+		limit *= 2
 	}
-	return rand.N(limit) + 1 //nolint:gosec // spreads retries, guards nothing
+	return rand.N(min(limit, high)) + 1 //nolint:gosec // spreads retries, guards nothing
 }
 
 // outage holds the lane for a while without counting an attempt.
@@ -158,12 +167,18 @@ func (e *Engine) outage(ctx context.Context, it *item, err error) verdict {
 	it.outages++
 	e.metrics.turns.WithLabelValues(string(it.task.Priority), "outage").Inc()
 	delay := fullJitter(200*time.Millisecond, 5*time.Second, it.outages)
-	e.log.Warn().Err(err).Str("task", it.task.ID).Dur("retry_in", delay).Msg("a dependency is out; no attempt is counted")
+	// An outage ends the turns of all lanes again and again.
+	if heldBack, ok := e.outages.allow(time.Now()); ok {
+		e.log.Warn().Err(err).Str("task", it.task.ID).Dur("retry_in", delay).Int("not_logged", heldBack).
+			Msg("a dependency is out; no attempt is counted")
+	}
 	return verdict{kind: retry, delay: delay}
 }
 
-// giveUp makes the task a dead letter.
+// giveUp makes the task a dead letter. Its handler does not run again, even
+// when an outage puts the commit off.
 func (e *Engine) giveUp(ctx context.Context, l *lane, it *item, reason, detail, stack string) verdict {
+	it.givenUp = &millrace.DeadLetter{Reason: reason, Detail: detail, Stack: stack, Record: it.record}
 	now := time.Now()
 	conv := millrace.Conversation{ID: it.task.Conversation}
 	if l.conv != nil {
@@ -171,11 +186,10 @@ func (e *Engine) giveUp(ctx context.Context, l *lane, it *item, reason, detail, 
 	}
 	v := e.commit(ctx, l, it, millrace.Completion{
 		Task: it.task, Status: millrace.StatusFailed, Base: conv, Attempts: it.attempts,
-		Error:      reason + ": " + detail,
-		DeadLetter: &millrace.DeadLetter{Reason: reason, Detail: detail, Stack: stack, Record: it.record},
-		StartedAt:  now, FinishedAt: now,
+		Error: reason + ": " + detail, DeadLetter: it.givenUp,
+		StartedAt: now, FinishedAt: now,
 	})
-	if v.kind == finished {
+	if v.committed {
 		e.metrics.deadLetters.WithLabelValues(reason).Inc()
 		e.log.Error().Str("task", it.task.ID).Str("conversation", it.task.Conversation).Str("reason", reason).
 			Str("detail", detail).Str("topic", it.record.Topic).Int32("partition", it.record.Partition).
@@ -208,7 +222,7 @@ func (e *Engine) commit(ctx context.Context, l *lane, it *item, c millrace.Compl
 			next := c.Base.After(&c.Task, &c.Effects, c.FinishedAt)
 			l.conv = &next
 		}
-		return verdict{kind: finished}
+		return verdict{kind: finished, committed: true}
 	case millrace.AlreadyCompleted:
 		e.metrics.redeliveries.Inc()
 		e.metrics.turns.WithLabelValues(prio, "already_completed").Inc()

@@ -38,6 +38,29 @@ func needTools(t *testing.T, names ...string) {
 	}
 }
 
+// buildMillrace builds the binary, once for all tests, and returns its path.
+func buildMillrace(t *testing.T) string {
+	t.Helper()
+	path, err := millraceOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var millraceOnce = sync.OnceValues(func() (string, error) {
+	folder, err := os.MkdirTemp("", "millrace-examples-")
+	if err != nil {
+		return "", err
+	}
+	atEnd = func() { _ = os.RemoveAll(folder) } // a temporary folder's fate is nobody's failure
+	path := filepath.Join(folder, "millrace")
+	if out, err := exec.Command("go", "build", "-o", path, "../cmd/millrace").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build millrace: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
 // buildGo builds a command of this module and returns its path.
 func buildGo(t *testing.T, folder string) string {
 	t.Helper()
@@ -87,7 +110,7 @@ func start(t *testing.T, stop os.Signal, vars map[string]string, path string, ar
 	t.Helper()
 	p := &process{
 		name: filepath.Base(path), out: &output{changed: make(chan struct{}, 1)}, done: make(chan struct{}),
-		cmd: exec.Command(path, args...), //nolint:gosec,noctx // ends with the test, by a signal
+		cmd: exec.Command(path, args...), // ends with the test, by a signal
 	}
 	p.cmd.Env = environ(vars)
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
@@ -219,12 +242,12 @@ func pythonWithPackages(t *testing.T) string {
 		{"python3", "-m", "venv", "--clear", folder},
 		{python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", "python/requirements.txt"},
 	} {
-		cmd := exec.CommandContext(ctx, args[0], args[1:]...) //nolint:gosec // the arguments are above
+		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %v\nmake test-deps installs what it needs\n%s", args, err, out)
 		}
 	}
-	if err := os.WriteFile(complete, nil, 0o644); err != nil { //nolint:gosec // holds nothing
+	if err := os.WriteFile(complete, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return python

@@ -52,7 +52,7 @@ func TestDocumentsShowTheExamplesAsTheyAre(t *testing.T) {
 			if !*update {
 				t.Fatalf("%s shows examples as they are no more; run: go test ./examples -update", name)
 			}
-			if err := os.WriteFile(path, []byte(updated), 0o644); err != nil { //nolint:gosec // a document is for everybody
+			if err := os.WriteFile(path, []byte(updated), 0o644); err != nil {
 				t.Fatal(err)
 			}
 		})

@@ -1,8 +1,9 @@
 // Command handler is a worker with a handler of its own: an agent that answers
 // with the whole conversation in mind.
+//
+//snippet:handler
 package main
 
-// snippet:imports
 import (
 	"context"
 	"errors"
@@ -12,9 +13,6 @@ import (
 	"millrace/worker"
 )
 
-// snippet:end
-
-// snippet:handler
 func main() { worker.Main(millrace.HandlerFunc(answer)) }
 
 func answer(ctx context.Context, turn *millrace.Turn) error {
@@ -36,4 +34,4 @@ func answer(ctx context.Context, turn *millrace.Turn) error {
 	return errors.Join(err, turn.Result(map[string]string{"text": reply.Content}))
 }
 
-// snippet:end
+//snippet:end

@@ -30,7 +30,7 @@ func main() {
 	}
 }
 
-// snippet:consume
+//snippet:consume
 
 // consume calls handle for every finished task, in the order of each
 // conversation. What was handled before a crash may come again; the task's id
@@ -85,4 +85,4 @@ func isResult(record *kgo.Record) bool {
 	return false
 }
 
-// snippet:end
+//snippet:end

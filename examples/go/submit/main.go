@@ -28,7 +28,7 @@ func main() {
 	fmt.Println(string(result))
 }
 
-// snippet:submit
+//snippet:submit
 
 // submit sends a task and returns its result. Under one key, a repeat is the
 // same task.
@@ -82,7 +82,7 @@ func try(ctx context.Context, method, path, key, body string) (answer []byte, af
 	if err != nil {
 		return nil, 0, err
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	answer, err = io.ReadAll(resp.Body)
 	switch {
 	case err != nil || resp.StatusCode < 300:
@@ -94,4 +94,4 @@ func try(ctx context.Context, method, path, key, body string) (answer []byte, af
 	return nil, -1, fmt.Errorf("%s: %s", resp.Status, answer) // problem+json: says what is wrong
 }
 
-// snippet:end
+//snippet:end

@@ -34,6 +34,14 @@ type partition struct {
 	cancel context.CancelFunc
 }
 
+// newPartition begins an assignment. The client's context ends with the client;
+// turns end with their partition.
+func newPartition(ctx context.Context, tp topicPartition, priority int) *partition {
+	p := &partition{tp: tp, priority: priority, committed: -1, lookUpBelow: -1}
+	p.ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	return p
+}
+
 func (e *Engine) onAssigned(ctx context.Context, cl *kgo.Client, assigned map[string][]int32) {
 	// The client assigns a partition that is held already when its topic was
 	// deleted and made anew: the old one's tasks are gone from Kafka, and its
@@ -53,12 +61,7 @@ func (e *Engine) onAssigned(ctx context.Context, cl *kgo.Client, assigned map[st
 	n := 0
 	for topic, partitions := range assigned {
 		for _, number := range partitions {
-			p := &partition{
-				tp: topicPartition{topic, number}, priority: e.topics[topic],
-				committed: -1, lookUpBelow: -1,
-			}
-			// The client's context ends with the client; turns end with their partition.
-			p.ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
+			p := newPartition(ctx, topicPartition{topic, number}, e.topics[topic])
 			e.parts[p.tp] = p
 			n++
 		}

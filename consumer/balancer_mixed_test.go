@@ -40,9 +40,9 @@ func known(members []balanceMember, topics map[string]int32) map[string]int32 {
 // TestBalancerNeverGivesAwayWhatAnotherStillHolds plays roll-outs that change
 // what members read, in which a number may be held in parts.
 func TestBalancerNeverGivesAwayWhatAnotherStillHolds(t *testing.T) {
-	seed := uint64(time.Now().UnixNano()) //nolint:gosec // any bits do
+	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 3)) //nolint:gosec // a test's dice
+	rng := rand.New(rand.NewPCG(seed, 3))
 	choices := [][]string{{"high"}, {"batch", "high"}, topicList()}
 	for range 100 {
 		numbers := 1 + rng.Int32N(12)

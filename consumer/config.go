@@ -98,8 +98,11 @@ func (c *Config) validate() error {
 		name  string
 		value time.Duration
 	}{
-		{"AgingAfter", c.AgingAfter}, {"RetryMin", c.RetryMin}, {"RetryMax", c.RetryMax},
-		{"TurnTimeout", c.TurnTimeout}, {"DrainTimeout", c.DrainTimeout},
+		{"AgingAfter", c.AgingAfter},
+		{"RetryMin", c.RetryMin},
+		{"RetryMax", c.RetryMax},
+		{"TurnTimeout", c.TurnTimeout},
+		{"DrainTimeout", c.DrainTimeout},
 	} {
 		require(d.value >= 0, "%s %s: want a positive duration", d.name, d.value)
 	}

@@ -124,8 +124,6 @@ func (l *lane) dropPartition(p *partition) (dropped []*item) {
 	return dropped
 }
 
-func (l *lane) empty() bool { return l.head() == nil }
-
 // recordOverhead is what an item costs beside the bytes of its record.
 const recordOverhead = 600
 

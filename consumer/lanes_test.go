@@ -406,3 +406,38 @@ func TestWorkerIsNotReadyWhileItIsOutOfItsGroup(t *testing.T) {
 		}
 	})
 }
+
+func TestTurnThatUsesUpItsTimeCountsAsAnAttemptWhateverItWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newMemoryStore()
+		o := newOffline(t, store, func(ctx context.Context, _ *millrace.Turn) error {
+			<-ctx.Done()
+			return millrace.Unavailable(fmt.Errorf("record step: %w", ctx.Err()))
+		}, func(c *Config) { c.TurnTimeout, c.MaxAttempts = time.Minute, 2 })
+		o.assign(0)
+		o.feed(t, 0, task("c", 0, millrace.Normal))
+		<-time.After(3 * time.Minute)
+		got := store.await(t, 1)[0]
+		if got.DeadLetter == nil || got.DeadLetter.Reason != millrace.ReasonAttemptsExhausted || got.Attempts != 2 {
+			t.Errorf("dead letter %+v after %d attempts, want attempts exhausted after 2", got.DeadLetter, got.Attempts)
+		}
+	})
+}
+
+func TestRecordsFetchedBeforeTheirPartitionWasTakenAwayAreLeftToItsNextOwner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		o := newOffline(t, newMemoryStore(), g.handle, nil)
+		o.assign(0)
+		o.takeAway(o.numbers(0))
+		o.feed(t, 0, task("c", 0, millrace.Normal))
+		if got := g.ran(); got != "[]" {
+			t.Errorf("ran %s of a partition that is being revoked", got)
+		}
+		o.lose(0)
+		o.feed(t, 0, task("c", 1, millrace.Normal))
+		if got := g.ran(); got != "[]" {
+			t.Errorf("ran %s of a partition that is lost", got)
+		}
+	})
+}

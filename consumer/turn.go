@@ -75,7 +75,7 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item) verdict {
 	if it.attempts == 0 && it.outages == 0 && !it.task.Time.IsZero() {
 		e.metrics.queueWait.WithLabelValues(prio).Observe(started.Sub(it.task.Time).Seconds())
 	}
-	stack, err := e.handle(ctx, it, turn)
+	stack, timedOut, err := e.handle(ctx, it, turn)
 	it.journaled = it.journaled || turn.Journaled()
 	finishedAt := time.Now()
 	e.metrics.turnSeconds.WithLabelValues(prio).Observe(finishedAt.Sub(started).Seconds())
@@ -91,15 +91,17 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item) verdict {
 			Task: it.task, Status: millrace.StatusCompleted, Base: *l.conv, Attempts: it.attempts + 1,
 			Effects: turn.Effects(), StartedAt: started, FinishedAt: finishedAt,
 		})
-	case millrace.IsUnavailable(err):
+	case millrace.IsUnavailable(err) && (!timedOut || !errors.Is(err, context.DeadlineExceeded)):
+		// A dependency that fails because the turn's own time is up is not out: such a
+		// turn would come back for ever.
 		return e.outage(ctx, it, err)
 	}
 	return e.failed(ctx, l, it, err, stack)
 }
 
 // handle calls the handler with its time limits. A panic becomes an error here
-// and nowhere else.
-func (e *Engine) handle(ctx context.Context, it *item, turn *millrace.Turn) (stack string, err error) {
+// and nowhere else. It reports whether the turn used up its time.
+func (e *Engine) handle(ctx context.Context, it *item, turn *millrace.Turn) (stack string, timedOut bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, e.cfg.TurnTimeout)
 	defer cancel()
 	if d := it.task.Deadline; !d.IsZero() {
@@ -113,7 +115,8 @@ func (e *Engine) handle(ctx context.Context, it *item, turn *millrace.Turn) (sta
 			e.log.Error().Str("task", it.task.ID).Str("stack", stack).Msgf("handler panicked: %v", r)
 		}
 	}()
-	return "", e.cfg.Handler.Handle(ctx, turn)
+	err = e.cfg.Handler.Handle(ctx, turn)
+	return "", errors.Is(ctx.Err(), context.DeadlineExceeded), err
 }
 
 // failed decides whether a failed turn gets another attempt.

@@ -44,6 +44,7 @@ func TestGarbagePayloadSurvives(t *testing.T) {
 		{"a right-to-left mark and an emoji", []byte("\u202e \U0001F6B0"), "text/plain; charset=utf-8"},
 		{"what Go escapes in JSON", []byte("<script>&\u2028</script>"), "text/html"},
 		{"1 MiB", bytes.Repeat([]byte("0123456789abcdef"), 1<<16), ""},
+		{"as large as settings allow", bytes.Repeat([]byte("0123456789abcdef"), (2<<20-64<<10)/16), ""},
 		{"1 MiB that base64 makes larger", bytes.Repeat([]byte{0xff}, 1<<20), ""},
 	}
 	for i, payload := range payloads {

@@ -19,6 +19,15 @@ type Message struct {
 	Content string `json:"content"`
 }
 
+// Messages returns a conversation's history as what a model is sent.
+func Messages(history ...millrace.Message) []Message {
+	out := make([]Message, len(history))
+	for i, m := range history {
+		out[i] = Message{Role: m.Role, Content: m.Content}
+	}
+	return out
+}
+
 // ChatRequest asks a model to continue a conversation.
 type ChatRequest struct {
 	// Model is "name/model", a model of the first provider, or "" for the
@@ -67,9 +76,14 @@ func (r *ChatRequest) validate() error {
 // Chat sends a request for a turn, or returns the answer that an earlier run of
 // the turn's task has journaled. It waits for the limiter first.
 //
+// A nil client is that of a worker without providers; it refuses all requests.
+//
 // The error is permanent when the request can never succeed, and carries a delay
 // when the provider asked for one; a handler returns it as it is.
 func (c *Client) Chat(ctx context.Context, turn *millrace.Turn, request ChatRequest) (ChatResponse, error) {
+	if c == nil {
+		return ChatResponse{}, millrace.Permanent(errors.New("chat: no LLM provider is configured: set MILLRACE_LLM_<NAME>_BASE_URL, or MILLRACE_LLM_OPENAI_API_KEY"))
+	}
 	target, err := c.Target(request.Model)
 	if err != nil {
 		return ChatResponse{}, millrace.Permanent(fmt.Errorf("chat: %w", err))

@@ -26,7 +26,10 @@ type llmStack struct {
 }
 
 func newLLMStack(ctx context.Context, p *Process, rdb redis.UniversalClient) (*llmStack, error) {
-	l := &llmStack{turns: &proxy.Turns{}}
+	l := &llmStack{turns: p.Turns}
+	if l.turns == nil {
+		l.turns = &proxy.Turns{}
+	}
 	s := &p.Settings
 	if len(s.LLMProviders) == 0 {
 		return l, nil

@@ -11,6 +11,7 @@ import (
 	"millrace/internal/kafka"
 	"millrace/internal/ops"
 	"millrace/internal/settings"
+	"millrace/llm/proxy"
 	"millrace/ratelimit"
 )
 
@@ -25,6 +26,9 @@ type Process struct {
 	Kafka *kafka.Metrics
 	// Limits are the providers' limits for when the settings name no file.
 	Limits ratelimit.Limits
+	// Turns are the turns that LLM calls can be made for. Workers that share a
+	// proxy share them. Nil: the worker has its own.
+	Turns *proxy.Turns
 }
 
 // healthTimeout bounds one health check.

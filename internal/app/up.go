@@ -17,6 +17,7 @@ import (
 	"millrace/internal/kafka"
 	"millrace/internal/ops"
 	"millrace/internal/settings"
+	"millrace/llm/proxy"
 	"millrace/llm/sim"
 	"millrace/ratelimit"
 )
@@ -161,6 +162,7 @@ func (u *Up) parts(ctx context.Context, front *front) (parts []part, release fun
 		return nil, release, err
 	}
 	releases = append(releases, in.Close)
+	p.Turns = &proxy.Turns{} // one worker's proxy serves the turns of all
 	front.mux.Handle("/", in.server.Handler())
 	for i := range u.cfg.Workers {
 		w, err := NewWorker(ctx, u.workerProcess(i), nil)

@@ -37,11 +37,7 @@ func (a Agent) Handle(ctx context.Context, turn *millrace.Turn) error {
 		return err
 	}
 	question := millrace.Message{Role: millrace.RoleUser, Content: said}
-	request := llm.ChatRequest{Messages: make([]llm.Message, 0, len(history)+1)}
-	for _, m := range append(history, question) {
-		request.Messages = append(request.Messages, llm.Message{Role: m.Role, Content: m.Content})
-	}
-	answer, err := a.LLM.Chat(ctx, turn, request)
+	answer, err := a.LLM.Chat(ctx, turn, llm.ChatRequest{Messages: llm.Messages(append(history, question)...)})
 	if err != nil {
 		return err
 	}

@@ -194,6 +194,16 @@ func TestHTTPAnswersDecideOnRetries(t *testing.T) {
 	}
 }
 
+func TestHTTPCountsNoAttemptWhenTheHandlerIsNotThere(t *testing.T) {
+	server := httptest.NewServer(http.NotFoundHandler())
+	server.Close()
+	h := handler.NewHTTP(server.URL, nil)
+	defer h.Close()
+	if err := h.Handle(t.Context(), turnWith("x")); !millrace.IsUnavailable(err) {
+		t.Errorf("refused connection: %v, want an outage", err)
+	}
+}
+
 func TestHTTPSendsBinaryPayloadsAsBase64(t *testing.T) {
 	var body string
 	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {

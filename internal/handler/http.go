@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -123,7 +124,13 @@ func (h *HTTP) Handle(ctx context.Context, turn *millrace.Turn) error {
 	}
 	resp, err := h.client.Do(req)
 	if err != nil {
-		return fmt.Errorf("post turn: %w", err)
+		err = fmt.Errorf("post turn: %w", err)
+		// A handler that is being restarted has not seen the turn: no attempt of it.
+		var dial *net.OpError
+		if errors.As(err, &dial) && dial.Op == "dial" {
+			return millrace.Unavailable(err)
+		}
+		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))

@@ -22,10 +22,7 @@ func answer(ctx context.Context, turn *millrace.Turn) error {
 		return err
 	}
 	question := millrace.Message{Role: millrace.RoleUser, Content: payload.Text}
-	var request llm.ChatRequest
-	for _, m := range append(history, question) {
-		request.Messages = append(request.Messages, llm.Message{Role: m.Role, Content: m.Content})
-	}
+	request := llm.ChatRequest{Messages: llm.Messages(append(history, question)...)}
 	reply, err := worker.LLM(ctx).Chat(ctx, turn, request) // journaled, and within the limits of all workers
 	if err != nil {
 		return err // tried again with backoff

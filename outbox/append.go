@@ -58,6 +58,9 @@ func (m *Message) Columns() (Columns, error) {
 	if m.ID == "" || m.Type == "" {
 		return Columns{}, fmt.Errorf("outbox message %q of type %q: id and type are required", m.ID, m.Type)
 	}
+	if m.Topic == MarkersTopic {
+		return Columns{}, fmt.Errorf("outbox message %q: %w", m.ID, errMarkersTopic)
+	}
 	c := Columns{
 		Topic:       m.Topic,
 		EventID:     m.ID,
@@ -88,6 +91,10 @@ func (m *Message) Columns() (Columns, error) {
 	}
 	return c, nil
 }
+
+// errMarkersTopic: a record of anybody else's would be read as what the relay has
+// published.
+var errMarkersTopic = errors.New("topic " + MarkersTopic + " is the relay's own")
 
 // Columns is a message in the types of the table.
 type Columns struct {

@@ -1,10 +1,12 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"slices"
 	"strconv"
 	"time"
@@ -18,56 +20,72 @@ import (
 // the newest marker of a shard is ever read.
 const MarkersTopic = "relay.markers"
 
-const markerFormat = 1
+const markerFormat = 2
+
+// published names a row that has been published. An id alone does not tell rows
+// apart for ever: a database that was made anew or restored hands out ids again,
+// and what the marker says of its predecessor's rows must not delete its own.
+type published struct {
+	id  int64
+	sum uint32 // of the event id
+}
+
+func publishedRow(id int64, event string) published {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(event)) // a hash.Hash never fails
+	return published{id: id, sum: h.Sum32()}
+}
 
 // encodeMarker lists the rows that have been published and are not yet deleted:
-// a format byte, then the ascending ids as differences (unsigned varints).
-func encodeMarker(ids []int64) []byte {
-	ids = slices.Clone(ids)
-	slices.Sort(ids)
+// a format byte, then for each row, in ascending order, the difference to the id
+// before (an unsigned varint) and the sum (4 bytes, big-endian).
+func encodeMarker(rows []published) []byte {
+	rows = slices.Clone(rows)
+	slices.SortFunc(rows, func(a, b published) int { return cmp.Compare(a.id, b.id) })
 	b := []byte{markerFormat}
 	last := int64(0)
-	for _, id := range ids {
-		b = binary.AppendUvarint(b, uint64(id-last)) //nolint:gosec // ids ascend, so the difference is not negative
-		last = id
+	for _, r := range rows {
+		b = binary.AppendUvarint(b, uint64(r.id-last)) //nolint:gosec // ids ascend, so the difference is not negative
+		b = binary.BigEndian.AppendUint32(b, r.sum)
+		last = r.id
 	}
 	return b
 }
 
-func decodeMarker(b []byte) ([]int64, error) {
+func decodeMarker(b []byte) ([]published, error) {
 	if len(b) == 0 || b[0] != markerFormat {
 		return nil, errors.New("decode marker: unknown format; it was written by another version or by somebody else")
 	}
 	b = b[1:]
 	var (
-		ids  []int64
+		rows []published
 		last int64
 	)
 	for len(b) > 0 {
 		diff, n := binary.Uvarint(b)
 		id := last + int64(diff) //nolint:gosec // an overflow shows as a descent
-		if n <= 0 || id < last {
-			return nil, errors.New("decode marker: broken id list")
+		if n <= 0 || id < last || len(b) < n+4 {
+			return nil, errors.New("decode marker: broken list of rows")
 		}
-		last, b = id, b[n:]
-		ids = append(ids, id)
+		rows = append(rows, published{id: id, sum: binary.BigEndian.Uint32(b[n:])})
+		last, b = id, b[n+4:]
 	}
-	return ids, nil
+	return rows, nil
 }
 
-func markerRecord(topic string, shard int, ids []int64) *kgo.Record {
+func markerRecord(topic string, shard int, rows []published) *kgo.Record {
 	return &kgo.Record{
 		Topic:     topic,
 		Partition: int32(shard), //nolint:gosec // below Shards
 		Key:       []byte(strconv.Itoa(shard)),
-		Value:     encodeMarker(ids),
+		Value:     encodeMarker(rows),
 	}
 }
 
-// readMarker returns the ids in the newest committed marker of a shard. It is
+// readMarker returns the rows in the newest committed marker of a shard. It is
 // called after the previous owner has been fenced, so that no transaction of
 // the shard is open: the last stable offset is the end of the log.
-func readMarker(ctx context.Context, opts []kgo.Opt, topic string, shard int32) ([]int64, error) {
+func readMarker(ctx context.Context, opts []kgo.Opt, topic string, shard int32) ([]published, error) {
 	start, end, err := markerBounds(ctx, opts, topic, shard)
 	if err != nil {
 		return nil, err

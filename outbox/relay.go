@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -53,7 +52,8 @@ type Relay struct {
 	log     zerolog.Logger
 	metrics *relayMetrics
 	wake    [Shards]chan struct{}
-	lastOK  atomic.Int64 // unix nanoseconds of the last renewal that succeeded
+	stopped chan struct{} // a publisher has ended: its shard can be given back
+	lastOK  atomic.Int64  // unix nanoseconds of the last renewal that succeeded
 }
 
 // NewRelay returns a relay that does nothing until Run.
@@ -67,6 +67,9 @@ func NewRelay(cfg RelayConfig) (*Relay, error) {
 	}
 	if cfg.BatchSize < 0 || cfg.BatchSize > 10_000 {
 		errs = append(errs, fmt.Errorf("BatchSize %d: want 1 to 10000", cfg.BatchSize))
+	}
+	if cfg.PollInterval < 0 || cfg.Lease < 0 || cfg.TransactionTimeout < 0 {
+		errs = append(errs, errors.New("PollInterval, Lease and TransactionTimeout must not be negative"))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("relay config: %w", err)
@@ -82,6 +85,7 @@ func NewRelay(cfg RelayConfig) (*Relay, error) {
 	if cfg.Logger != nil {
 		r.log = cfg.Logger.With().Str("part", "relay").Logger()
 	}
+	r.stopped = make(chan struct{}, 1)
 	for i := range r.wake {
 		r.wake[i] = make(chan struct{}, 1)
 	}
@@ -134,19 +138,33 @@ func (r *Relay) Run(ctx context.Context) error {
 			r.leave(ctx, owned)
 			return nil
 		case <-ticker.C:
+		case <-r.stopped:
 		}
 	}
 }
 
+// ownedShard is a shard whose publisher runs, or has been told to stop and is
+// finishing its transaction. Nothing waits for that: the other leases have to be
+// renewed in the meantime.
 type ownedShard struct {
 	cancel  context.CancelFunc
-	done    sync.WaitGroup
+	done    chan struct{}
 	renewed time.Time
+	leaving bool
 }
 
-func (o *ownedShard) stop() {
+func (o *ownedShard) leave() {
+	o.leaving = true
 	o.cancel()
-	o.done.Wait()
+}
+
+func (o *ownedShard) ended() bool {
+	select {
+	case <-o.done:
+		return true
+	default:
+		return false
+	}
 }
 
 //go:embed sql/heartbeat.sql
@@ -179,38 +197,50 @@ func (r *Relay) balance(ctx context.Context, owned map[int]*ownedShard) error {
 		return fmt.Errorf("renew leases: %w", err)
 	}
 	r.lastOK.Store(began.UnixNano())
+	active := 0
 	for shard, o := range owned {
-		if slices.Contains(mine, shard) {
+		switch {
+		case o.leaving && o.ended():
+			delete(owned, shard)
+		case o.leaving:
+		case slices.Contains(mine, shard):
 			o.renewed = began
-			continue
+			active++
+		default:
+			r.log.Info().Int("shard", shard).Msg("another relay has taken the shard over")
+			o.leave()
 		}
-		r.log.Info().Int("shard", shard).Msg("another relay has taken the shard over")
-		o.stop()
-		delete(owned, shard)
 	}
 	share := (Shards + live - 1) / live
-	for shard, o := range owned {
-		if len(owned) <= share {
-			break
+	for _, o := range owned {
+		if active > share && !o.leaving {
+			o.leave()
+			active--
 		}
-		o.stop()
-		delete(owned, shard)
-		if err := r.release(ctx, shard); err != nil {
+	}
+	// A lease of ours without a publisher is one whose publisher has just ended, or
+	// that an earlier round claimed and lost the answer of. It would be renewed for
+	// ever: publish it or give it back.
+	for _, shard := range mine {
+		if _, held := owned[shard]; held {
+			continue
+		}
+		if active < share {
+			owned[shard] = r.start(ctx, shard, began)
+			active++
+		} else if err := r.release(ctx, shard); err != nil {
 			return err
 		}
 	}
-	if free := share - len(owned); free > 0 {
-		claimed, err := r.shardQuery(ctx, claimSQL, r.id, r.cfg.Lease, free)
+	if active < share {
+		claimed, err := r.shardQuery(ctx, claimSQL, r.id, r.cfg.Lease, share-active)
 		if err != nil {
 			return fmt.Errorf("claim shards: %w", err)
 		}
-		mine = append(mine, claimed...)
-	}
-	// A lease of ours without a publisher is one that an earlier round claimed and
-	// lost the answer of.
-	for _, shard := range mine {
-		if _, running := owned[shard]; !running && len(owned) < share {
-			owned[shard] = r.start(ctx, shard, began)
+		for _, shard := range claimed {
+			if _, held := owned[shard]; !held {
+				owned[shard] = r.start(ctx, shard, began)
+			}
 		}
 	}
 	r.metrics.owned.Set(float64(len(owned)))
@@ -220,9 +250,16 @@ func (r *Relay) balance(ctx context.Context, owned map[int]*ownedShard) error {
 func (r *Relay) start(ctx context.Context, shard int, now time.Time) *ownedShard {
 	// The publisher outlives the call that started it; Run stops it by name.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	o := &ownedShard{cancel: cancel, renewed: now}
+	o := &ownedShard{cancel: cancel, done: make(chan struct{}), renewed: now}
 	p := &publisher{relay: r, shard: shard, log: r.log.With().Int("shard", shard).Logger()}
-	o.done.Go(func() { p.run(ctx) })
+	go func() {
+		p.run(ctx)
+		close(o.done)
+		select {
+		case r.stopped <- struct{}{}:
+		default:
+		}
+	}()
 	return o
 }
 
@@ -238,11 +275,13 @@ func (r *Relay) shardQuery(ctx context.Context, sql string, args ...any) ([]int,
 // owns the shard by now. Fencing would stop them anyway, this stops the noise.
 func (r *Relay) dropExpired(owned map[int]*ownedShard) {
 	for shard, o := range owned {
-		if time.Since(o.renewed) > r.cfg.Lease {
-			o.stop()
+		if o.leaving && o.ended() {
 			delete(owned, shard)
+		} else if time.Since(o.renewed) > r.cfg.Lease {
+			o.leave()
 		}
 	}
+	r.metrics.owned.Set(float64(len(owned)))
 }
 
 func (r *Relay) release(ctx context.Context, shard int) error {
@@ -259,8 +298,9 @@ func (r *Relay) leave(ctx context.Context, owned map[int]*ownedShard) {
 		o.cancel()
 	}
 	for _, o := range owned {
-		o.done.Wait()
+		<-o.done
 	}
+	r.metrics.owned.Set(0)
 	// The caller's context has ended; giving the leases back must not.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.Lease/2)
 	defer cancel()

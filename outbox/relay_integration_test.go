@@ -265,13 +265,14 @@ func (w *world) deadOwner(t *testing.T, key string, n int) *kgo.Client {
 		t.Fatal(err)
 	}
 	t.Cleanup(cl.Close)
-	rows, err := w.pool.Query(t.Context(), `SELECT id, data FROM millrace.outbox WHERE shard = $1 ORDER BY id LIMIT $2`, shard, n)
+	rows, err := w.pool.Query(t.Context(), `SELECT id, event_id, data FROM millrace.outbox WHERE shard = $1 ORDER BY id LIMIT $2`, shard, n)
 	if err != nil {
 		t.Fatal(err)
 	}
 	type row struct {
-		ID   int64
-		Data []byte
+		ID    int64
+		Event string
+		Data  []byte
 	}
 	published, err := pgx.CollectRows(rows, pgx.RowToStructByPos[row])
 	if err != nil {
@@ -280,15 +281,18 @@ func (w *world) deadOwner(t *testing.T, key string, n int) *kgo.Client {
 	if err := cl.BeginTransaction(); err != nil {
 		t.Fatal(err)
 	}
-	var ids []int64
+	var (
+		ids    []int64
+		events []string
+	)
 	for _, r := range published {
-		ids = append(ids, r.ID)
+		ids, events = append(ids, r.ID), append(events, r.Event)
 		err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: w.prefix + outbox.ResultsTopic, Key: []byte(key), Value: r.Data}).FirstErr()
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	marker := outbox.MarkerRecord(w.prefix+outbox.MarkersTopic, shard, ids)
+	marker := outbox.MarkerRecord(w.prefix+outbox.MarkersTopic, shard, ids, events)
 	if err := cl.ProduceSync(t.Context(), marker).FirstErr(); err != nil {
 		t.Fatal(err)
 	}

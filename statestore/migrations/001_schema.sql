@@ -75,7 +75,7 @@ CREATE TABLE millrace.outbox (
     event_id     text        NOT NULL CHECK (event_id <> ''),
     event_type   text        NOT NULL CHECK (event_type <> ''),
     content_type text        NOT NULL DEFAULT '',
-    -- Further record headers, as [[name, base64 value], ...].
+    -- Further record headers, as [{"k": name, "v": base64 value}, ...].
     headers      json,
     data         bytea,
     at           timestamptz NOT NULL,

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"millrace/internal/bench"
+)
+
+func init() { register(benchCommand) }
+
+func benchCommand(c *cli) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure a part on the services that run here",
+		Long: `Measures a part as it is wired in the product, against real services on this
+machine: load is sent to loopback addresses alone, in topics and in a database
+of its own that are removed afterwards.
+
+Prints a table, or with --json one object a line:
+{"name","value","unit","bound","ratio","ok"}. Exit code 1 if a figure is not
+within its bound.`,
+		Args: cobra.NoArgs,
+	}
+	cmd.AddCommand(benchEngineCommand(c))
+	return cmd
+}
+
+// benchFlags are those that all benchmarks have.
+type benchFlags struct {
+	json       bool
+	brokers    []string
+	cpuProfile string
+	memProfile string
+}
+
+func (f *benchFlags) register(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.BoolVar(&f.json, "json", false, "print one JSON object a line, as each figure comes")
+	flags.StringSliceVar(&f.brokers, "brokers", nil, "Kafka `brokers` (default: MILLRACE_KAFKA_BROKERS)")
+	flags.StringVar(&f.cpuProfile, "cpuprofile", "", "write a CPU profile of the last measured run to this `file`")
+	flags.StringVar(&f.memProfile, "memprofile", "", "write a profile of all allocations to this `file`")
+}
+
+func benchEngineCommand(c *cli) *cobra.Command {
+	var (
+		common benchFlags
+		cfg    bench.EngineConfig
+	)
+	cmd := &cobra.Command{
+		Use:   "engine",
+		Short: "Measure how fast and how fairly turns are started",
+		Long: `Measures the worker's engine: keyed records through a handler that does nothing
+(noop) and the client alone on the same records (poll), how busy a handler of
+100 ms keeps the slots (work100ms), also with all conversations in one partition
+(hot), how long a task waits for its turn (latency), the same for the first
+priority behind a backlog of the last one (overtake), and what a waiting record
+costs (memory).
+
+Needs Kafka, Redis, and a PostgreSQL user who may create databases. Results are
+off, as MILLRACE_RESULTS=off.`,
+		Example: `  millrace bench engine
+  millrace bench engine --only noop --records 200000 --json
+  millrace bench engine --only noop --topics bench. --cpuprofile cpu.out`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cfg.Validate(); err != nil {
+				return usageError{err}
+			}
+			return c.bench(cmd.Context(), &common, func(ctx context.Context, env benchEnv, report func(bench.Result) error) error {
+				cfg.Settings, cfg.Log, cfg.Progress, cfg.Measuring = env.settings, env.log, c.err, env.measuring
+				return bench.Engine(ctx, cfg, report)
+			})
+		},
+	}
+	common.register(cmd)
+	flags := cmd.Flags()
+	flags.StringSliceVar(&cfg.Only, "only", nil, "run only these, of "+strings.Join(bench.EngineNames(), ","))
+	flags.IntVar(&cfg.Records, "records", 2_000_000, "records that noop and poll read; half as many are the backlog of overtake")
+	flags.IntVar(&cfg.Slots, "slots", 1000, "turns at once in noop, work100ms and hot")
+	flags.DurationVar(&cfg.Window, "window", 10*time.Second, "how long a steady state is measured")
+	flags.StringVar(&cfg.TopicPrefix, "topics", "", "keep the records of noop, poll and work100ms in topics under this `prefix`, and use what is there")
+	flags.Float64Var(&cfg.PeerRate, "peer-rate", 0, "records a second of the Parallel Consumer on this machine; noop is held against 5 times that (default 75200)")
+	return cmd
+}
+
+// bench runs benchmarks and prints what they report.
+func (c *cli) bench(ctx context.Context, f *benchFlags, run func(context.Context, benchEnv, func(bench.Result) error) error) (err error) {
+	env, done, err := c.benchEnv(ctx, f)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	var results []bench.Result
+	err = run(ctx, env, func(r bench.Result) error {
+		results = append(results, r)
+		if f.json {
+			return r.WriteJSON(c.out)
+		}
+		return nil
+	})
+	if !f.json && len(results) > 0 {
+		err = errors.Join(err, bench.WriteTable(c.out, results))
+	}
+	if err != nil {
+		return err
+	}
+	var missed []string
+	for _, r := range results {
+		if !r.OK {
+			missed = append(missed, r.Name)
+		}
+	}
+	if len(missed) > 0 {
+		return fmt.Errorf("not within the bound: %s", strings.Join(missed, ", "))
+	}
+	return nil
+}

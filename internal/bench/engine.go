@@ -1,0 +1,134 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"millrace/internal/settings"
+)
+
+// What others do with the same records on a 2-core machine, for when they are
+// not measured in the same run.
+const recordedPeerRate = 75_200 // Confluent Parallel Consumer 0.5.3.3, 1,000 slots
+
+// EngineConfig configures the benchmarks of the engine. Zero values mean the
+// defaults.
+type EngineConfig struct {
+	// Settings say where the services are. Topics, database, pool, slots and
+	// results are the benchmark's own. Required.
+	Settings settings.Settings
+	// Only names the benchmarks to run, of [EngineNames]. Default: all, in order.
+	Only []string
+	// Records is how many records noop and poll read; half of them are the backlog
+	// of overtake. Default 2,000,000.
+	Records int
+	// Slots is how many turns noop, work100ms and hot run at once. Default 1,000.
+	Slots int
+	// Window is how long a steady state is measured. Default 10 s.
+	Window time.Duration
+	// TopicPrefix keeps the records of noop, poll and work100ms under this prefix,
+	// and uses those that an earlier run left there. Empty: made anew, and deleted
+	// at the end.
+	TopicPrefix string
+	// PeerRate is the Parallel Consumer's rate in the same run. Default 75,200
+	// records a second, as recorded.
+	PeerRate float64
+	// Measuring is called when a worker begins to run the load, and what it returns
+	// when it has: a place for a profiler. Nil: nothing is called.
+	Measuring func() (stop func())
+	// Progress tells people what takes long. Nil: nobody.
+	Progress io.Writer
+	Log      zerolog.Logger
+}
+
+// EngineNames returns the benchmarks of the engine in the order they run.
+func EngineNames() []string {
+	names := make([]string, len(engineBenchmarks))
+	for i, b := range engineBenchmarks {
+		names[i] = b.name
+	}
+	return names
+}
+
+var engineBenchmarks = []struct {
+	name string
+	run  func(*engineRun, context.Context) error
+}{
+	{"poll", (*engineRun).poll},
+	{"noop", (*engineRun).noop},
+	{"work100ms", (*engineRun).work},
+	{"hot", (*engineRun).hot},
+	{"latency", (*engineRun).latency},
+	{"overtake", (*engineRun).overtake},
+	{"memory", (*engineRun).memory},
+}
+
+// engineRun is one call of [Engine].
+type engineRun struct {
+	EngineConfig
+	place  *place
+	report func(Result) error
+}
+
+// Validate reports all that is wrong with the configuration.
+func (c *EngineConfig) Validate() error {
+	var errs []error
+	for _, name := range c.Only {
+		if !slices.Contains(EngineNames(), name) {
+			errs = append(errs, fmt.Errorf("no benchmark %q: want some of %s", name, strings.Join(EngineNames(), ", ")))
+		}
+	}
+	if c.Records < 0 || c.Slots < 0 || c.Window < 0 || c.PeerRate < 0 {
+		errs = append(errs, errors.New("records, slots, window and peer rate must not be negative"))
+	}
+	return errors.Join(errs...)
+}
+
+// Engine runs the benchmarks of the engine and reports each figure as it comes.
+func Engine(ctx context.Context, cfg EngineConfig, report func(Result) error) (err error) {
+	if err := errors.Join(cfg.Validate(), checkLoopback(&cfg.Settings)); err != nil {
+		return err
+	}
+	if cfg.Records == 0 {
+		cfg.Records = 2_000_000
+	}
+	if cfg.Slots == 0 {
+		cfg.Slots = 1000
+	}
+	if cfg.Window == 0 {
+		cfg.Window = 10 * time.Second
+	}
+	if cfg.PeerRate == 0 {
+		cfg.PeerRate = recordedPeerRate
+	}
+	if cfg.Measuring == nil {
+		cfg.Measuring = func() func() { return func() {} }
+	}
+	if cfg.Progress == nil {
+		cfg.Progress = io.Discard
+	}
+	r := &engineRun{EngineConfig: cfg, report: report}
+	if r.place, err = newPlace(ctx, cfg.Settings, cfg.TopicPrefix, cfg.Progress, cfg.Log); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.place.remove(ctx)) }()
+	for _, b := range engineBenchmarks {
+		if len(cfg.Only) > 0 && !slices.Contains(cfg.Only, b.name) {
+			continue
+		}
+		if err := b.run(r, ctx); err != nil {
+			if ctx.Err() != nil {
+				return fmt.Errorf("engine.%s was interrupted", b.name)
+			}
+			return fmt.Errorf("engine.%s: %w", b.name, err)
+		}
+	}
+	return nil
+}

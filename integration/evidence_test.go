@@ -189,14 +189,24 @@ func header(r *kgo.Record, name string) string {
 // lost, double or out of order. It returns the evidence for further questions.
 func (p *pipeline) check(t testing.TB, sent map[string][]sentTask) evidence {
 	t.Helper()
+	e := p.settle(t, sent)
+	e.mustBear(t, sent)
+	return e
+}
+
+// settle waits until all that was sent is done and returns what is there then.
+// What does not come to its end is for the verdict to name.
+func (p *pipeline) settle(t testing.TB, sent map[string][]sentTask) evidence {
+	t.Helper()
 	total := 0
 	for _, tasks := range sent {
 		total += len(tasks)
 	}
-	deadline := time.Now().Add(settlePatience)
+	limit := time.NewTimer(settlePatience)
+	defer limit.Stop()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	for {
+	for waiting := true; waiting; {
 		done, err := p.count(t.Context(), "completions")
 		if err == nil && done < total {
 			err = fmt.Errorf("%d of %d tasks are done", done, total)
@@ -207,11 +217,12 @@ func (p *pipeline) check(t testing.TB, sent map[string][]sentTask) evidence {
 		if err == nil {
 			break
 		}
-		if time.Now().After(deadline) {
+		select {
+		case <-tick.C:
+		case <-limit.C:
 			t.Errorf("not settled after %s: %v", settlePatience, err)
-			break
+			waiting = false
 		}
-		<-tick.C
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), settlePatience)
 	defer cancel()
@@ -219,10 +230,15 @@ func (p *pipeline) check(t testing.TB, sent map[string][]sentTask) evidence {
 	if err != nil {
 		t.Fatalf("gather evidence: %v", err)
 	}
-	v := judge(sent, e)
-	t.Logf("%d tasks of %d conversations: %s", total, len(sent), v)
+	return e
+}
+
+// mustBear fails the test for what the verdict finds.
+func (e *evidence) mustBear(t testing.TB, sent map[string][]sentTask) {
+	t.Helper()
+	v := judge(sent, *e)
+	t.Logf("%d conversations, %d completions: %s", len(sent), len(e.completions), v)
 	for _, finding := range v.findings {
 		t.Error(finding)
 	}
-	return e
 }

@@ -5,10 +5,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"millrace"
 )
 
 func TestBacklogOfOnePriorityDoesNotKeepAnotherFromBeingRead(t *testing.T) {
+	t.Parallel()
 	b, store := newBroker(t), newMemoryStore()
 	release := make(chan struct{})
 	var backlog []millrace.Task
@@ -46,12 +49,20 @@ func TestBacklogOfOnePriorityDoesNotKeepAnotherFromBeingRead(t *testing.T) {
 }
 
 func TestPausedPartitionIsReadAgainAfterItLeftAndCameBack(t *testing.T) {
+	t.Parallel()
 	b, store := newBroker(t), newMemoryStore()
-	var tasks []millrace.Task
-	for i := range 60 {
-		tk := task("c", i, millrace.Normal)
-		tk.Payload = make([]byte, 2000)
-		tasks = append(tasks, tk)
+	// The last partition is the first that moves to a newcomer.
+	const moving, n = testPartitions - 1, 60
+	producer, err := kgo.NewClient(append(b.opts, kgo.RecordPartitioner(kgo.ManualPartitioner()))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(producer.Close)
+	for range n {
+		r := &kgo.Record{Topic: Topic("t.", millrace.Normal), Partition: moving, Key: []byte("c"), Value: make([]byte, 2000)}
+		if err := producer.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	release := make(chan struct{})
 	handler := func(ctx context.Context, turn *millrace.Turn) error {
@@ -62,43 +73,28 @@ func TestPausedPartitionIsReadAgainAfterItLeftAndCameBack(t *testing.T) {
 		}
 		return appendTask(ctx, turn)
 	}
-	small := func(c *Config) { c.IntakeBytes, c.RevokeGrace = 60_000, 10*time.Millisecond }
-	engine, _ := b.start(t, store, handler, small)
-	b.send(t, tasks...)
-	isPaused := func(e *Engine) bool {
+	small := func(c *Config) {
+		c.IntakeOffsets, c.RevokeGrace, c.DrainTimeout = 20, 10*time.Millisecond, 10*time.Millisecond
+	}
+	tp := topicPartition{Topic("t.", millrace.Normal), moving}
+	state := func(e *Engine) (held, paused bool) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		for _, p := range e.parts {
-			if p.paused {
-				return true
-			}
-		}
-		return false
+		p := e.parts[tp]
+		return p != nil, p != nil && p.paused
 	}
-	eventually(t, "the partition is paused", func() bool { return isPaused(engine) })
-	// Others join until the paused partition has moved, then all but the first leave.
-	var stops []func()
-	for isPaused(engine) {
-		before := len(stops)
-		_, stop := b.start(t, store, handler, small)
-		stops = append(stops, stop)
-		eventually(t, "the group is balanced", func() bool {
-			engine.mu.Lock()
-			defer engine.mu.Unlock()
-			return len(engine.parts) <= 3*((testPartitions+before+1)/(before+2))
-		})
-		if len(stops) == testPartitions {
-			break
-		}
-	}
-	for _, stop := range stops {
-		stop()
-	}
+	first, _ := b.start(t, store, handler, small)
+	eventually(t, "the partition is paused", func() bool { _, paused := state(first); return paused })
+	second, stop := b.start(t, store, handler, small)
+	eventually(t, "the partition has moved", func() bool { held, _ := state(second); return held })
+	stop()
+	eventually(t, "the partition is back", func() bool { held, _ := state(first); return held })
 	close(release)
-	store.await(t, len(tasks))
+	store.await(t, n)
 }
 
 func TestStopDoesNotWaitForAKafkaThatIsGone(t *testing.T) {
+	t.Parallel()
 	b, store := newBroker(t), newMemoryStore()
 	b.send(t, task("c", 0, millrace.Normal))
 	_, stop := b.start(t, store, appendTask, nil)
@@ -109,5 +105,4 @@ func TestStopDoesNotWaitForAKafkaThatIsGone(t *testing.T) {
 	if took := time.Since(began); took > 12*time.Second {
 		t.Errorf("stopping took %s", took)
 	}
-	t.Logf("stopping took %s", time.Since(began))
 }

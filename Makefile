@@ -64,6 +64,13 @@ test-deps: ## Make this machine ready for the integration tests (Debian, as root
 bench: check-go ## Run the benchmarks of all packages (RUN=BenchmarkName: only those)
 	go test -run '^$$' -bench '$(or $(RUN),.)' -benchmem ./...
 
+# ARGS are further flags of bench/, such as -json.
+.PHONY: bench-peers
+bench-peers: build ## Run side by side with peers, on the same records (ONLY=engine RECORDS=2000000 RUNS=3)
+	go -C bench build -o ../bin/bench-peers .
+	$(if $(MILLRACE_KAFKA_BROKERS),MILLRACE_TEST_KAFKA_BROKERS='$(MILLRACE_KAFKA_BROKERS)') scripts/with-services \
+		bin/bench-peers -only '$(or $(ONLY),engine)' $(if $(RECORDS),-records '$(RECORDS)') $(if $(RUNS),-runs '$(RUNS)') $(ARGS)
+
 .PHONY: fuzz
 fuzz: check-go ## Run each fuzz target for FUZZTIME, 10s by default (RUN=FuzzName: only those)
 	FUZZTIME='$(FUZZTIME)' RUN='$(RUN)' tools/fuzz.sh

@@ -1,0 +1,44 @@
+//go:build integration
+
+package main
+
+import (
+	"os"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"millrace/internal/bench"
+	"millrace/internal/settings"
+	"millrace/internal/testenv"
+)
+
+// The figures of a small run say nothing; that there are some says that the
+// benchmarks still run.
+func TestSmallRunOfTheEngine(t *testing.T) {
+	s, err := settings.Load([]string{
+		"MILLRACE_KAFKA_BROKERS=" + testenv.Kafka(t)[0],
+		"MILLRACE_REDIS_URL=" + testenv.Redis(t),
+		"MILLRACE_POSTGRES_URL=" + testenv.Postgres(t),
+	}, settings.RoleWorker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	figures := make(map[string]float64)
+	err = bench.Engine(t.Context(), bench.EngineConfig{
+		Settings: s, Only: []string{"poll", "noop"}, Records: 20_000, Window: time.Second,
+		Progress: os.Stderr, Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel),
+	}, func(r bench.Result) error {
+		figures[r.Name] = r.Value
+		return r.WriteJSON(os.Stderr)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"engine.poll", "engine.noop"} {
+		if figures[name] <= 0 {
+			t.Errorf("%s: %v, want a rate", name, figures[name])
+		}
+	}
+}

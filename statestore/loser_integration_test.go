@@ -1,0 +1,87 @@
+//go:build integration
+
+package statestore
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"millrace"
+)
+
+func TestALoserLeavesNoTrace(t *testing.T) {
+	s := newStore(t)
+	mustCommit(t, s, completion("task", millrace.Conversation{ID: "conv"}), millrace.Committed)
+	loser := completion("task", millrace.Conversation{ID: "conv", Version: 1, Length: 1})
+	loser.Status, loser.DeadLetter = millrace.StatusFailed, &millrace.DeadLetter{Reason: millrace.ReasonPermanent}
+	mustCommit(t, s, loser, millrace.AlreadyCompleted)
+	for query, want := range map[string]int{
+		`SELECT count(*) FROM millrace.dead_letters`: 0,
+		`SELECT version FROM millrace.conversations`: 1,
+		`SELECT length FROM millrace.conversations`:  1,
+		`SELECT count(*) FROM millrace.messages`:     1,
+		`SELECT count(*) FROM millrace.outbox`:       2,
+	} {
+		if n := count(t, s.cfg.Pool, query); n != want {
+			t.Errorf("%s: %d, want %d", query, n, want)
+		}
+	}
+	// A conflict keeps the journal: the turn runs again.
+	if _, _, err := s.Begin(t.Context(), stepOn(0, "a")); err != nil {
+		t.Fatal(err)
+	}
+	late := completion("late", millrace.Conversation{ID: "conv"})
+	step := stepOn(0, "a")
+	step.Task.ID = "late"
+	if _, _, err := s.Begin(t.Context(), step); err != nil {
+		t.Fatal(err)
+	}
+	mustCommit(t, s, late, millrace.Conflict)
+	if n := count(t, s.cfg.Pool, `SELECT count(*) FROM millrace.steps WHERE task_id = 'late'`); n != 1 {
+		t.Error("the journal of a turn that has to run again is gone")
+	}
+}
+
+// TestOverlappingBatchesNeverDeadlock commits batches of the same conversations,
+// keys and unkeyed tasks side by side, each in an order of its own. A retry would
+// hide a deadlock, so this looks beneath it.
+func TestOverlappingBatchesNeverDeadlock(t *testing.T) {
+	s := newStore(t)
+	seed := uint64(time.Now().UnixNano()) //nolint:gosec // any bits do
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 5)) //nolint:gosec // a test's dice
+	for round := range 15 {
+		var wg sync.WaitGroup
+		start := make(chan struct{})
+		for worker := range 4 {
+			var batch []*pendingCommit
+			for _, i := range rng.Perm(60) {
+				c := completion(fmt.Sprintf("task-%d-%d", round, i), millrace.Conversation{})
+				switch i % 3 {
+				case 0: // another task of a conversation that the round creates
+					c = completion(fmt.Sprintf("task-%d-%d-%d", round, i, worker), millrace.Conversation{ID: fmt.Sprintf("new-%d-%d", round, i)})
+				case 1: // the same task of a conversation that is there from the second round on
+					c = completion(c.Task.ID, millrace.Conversation{ID: fmt.Sprintf("Old_%d-%c", i, 'a'+i%7), Version: int64(round)})
+				default: // the same unkeyed task
+					c.Effects.State, c.Effects.Messages = nil, nil
+				}
+				c.Effects.Events[0].Key = fmt.Sprintf("key-%d", rng.IntN(40))
+				batch = append(batch, &pendingCommit{completion: c})
+			}
+			wg.Go(func() {
+				<-start
+				if _, err := s.commitOnce(t.Context(), batch); err != nil {
+					t.Errorf("round %d: %v", round, err)
+				}
+			})
+		}
+		close(start)
+		wg.Wait()
+	}
+	if n := count(t, s.cfg.Pool, `SELECT count(*) FROM millrace.completions`); n != 15*60 {
+		t.Errorf("%d completions, want one of each task and conversation", n)
+	}
+}

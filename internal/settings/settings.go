@@ -66,7 +66,7 @@ type Settings struct {
 	RedisURL      Secret        `envconfig:"REDIS_URL" default:"redis://localhost:6379/0" secret:"true" desc:"Redis: redis:// or, with TLS, rediss://; an ACL user goes in the URL"`
 	RedisPassword Secret        `envconfig:"REDIS_PASSWORD" secret:"true" desc:"Redis password, when the URL has none"`
 	RedisCAFile   string        `envconfig:"REDIS_CA_FILE" file:"true" desc:"PEM file of the authorities that may sign the certificate of a rediss:// server" shown:"the system's"`
-	RedisDegraded string        `envconfig:"REDIS_DEGRADED" default:"stop" oneof:"stop|run" desc:"without Redis: start no turn (stop), or go on from PostgreSQL with a static share of the limits (run)"`
+	RedisDegraded string        `envconfig:"REDIS_DEGRADED" default:"stop" oneof:"stop|run" desc:"without Redis: start no turn (stop), or go on from PostgreSQL (run); LLM calls under limits wait for Redis either way"`
 	RedisTTL      time.Duration `envconfig:"REDIS_TTL" default:"24h" min:"1m" max:"8760h" desc:"how long an idle conversation stays in Redis; PostgreSQL keeps it for good"`
 
 	// PostgreSQL.

@@ -112,6 +112,19 @@ func (p *pipeline) startIngest() *process {
 	return ingest
 }
 
+// startWorkers starts workers at once and waits until all are ready.
+func (p *pipeline) startWorkers(n int) []*process {
+	p.t.Helper()
+	workers := make([]*process, n)
+	for i := range workers {
+		workers[i] = p.launch("worker")
+	}
+	for _, w := range workers {
+		w.ready()
+	}
+	return workers
+}
+
 func (p *pipeline) sendTo(url string) { p.api.Store(&url) }
 
 func (p *pipeline) topic(name string) string { return p.prefix + name }

@@ -9,20 +9,20 @@ import (
 	"millrace/internal/testenv"
 )
 
-// PostgreSQL goes away under load for a few seconds. Nothing is committed
-// meanwhile, and afterwards all goes on by itself.
+// PostgreSQL goes away under load, for longer than a commit is tried again.
+// Nothing is committed meanwhile, and afterwards all goes on by itself.
 func TestPostgresRestarted(t *testing.T) {
 	server := testenv.StartPostgres(t)
 	p := newPipeline(t, services{postgres: server.URL}, append(slowEcho(t), "MILLRACE_SLOTS=8")...)
-	p.restartUnderLoad(server, 4*time.Second)
+	p.restartUnderLoad(server, 12*time.Second)
 }
 
 // restartUnderLoad stops a service half-way through a load and starts it again.
 func (p *pipeline) restartUnderLoad(server *testenv.Server, down time.Duration) {
 	t := p.t
 	t.Helper()
+	workers := p.startWorkers(2)
 	ingest := p.startIngest()
-	workers := []*process{p.start("worker"), p.start("worker")}
 	const conversations, turns = 160, 8
 	running := p.send(load{conversations: conversations, turns: turns, rate: 200})
 	p.awaitCompletions(conversations * turns / 3)

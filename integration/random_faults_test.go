@@ -17,13 +17,9 @@ func TestWorkersKilledRandomly(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	p := newPipeline(t, services{}, append(slowEcho(t), "MILLRACE_SLOTS=8")...)
+	workers := p.startWorkers(3)
+	relay := p.start("relay")
 	p.startIngest()
-	relay := p.launch("relay")
-	workers := []*process{p.launch("worker"), p.launch("worker"), p.launch("worker")}
-	relay.ready()
-	for _, w := range workers {
-		w.ready()
-	}
 	running := p.send(load{conversations: 240, rate: 120})
 
 	// Each kind comes at least once, further ones as they fall.

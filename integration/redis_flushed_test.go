@@ -21,9 +21,8 @@ func TestRedisFlushedUnderLoad(t *testing.T) {
 	t.Cleanup(func() { _ = client.Close() })
 
 	p := newPipeline(t, services{redis: server.URL}, append(slowEcho(t), "MILLRACE_SLOTS=8")...)
+	p.startWorkers(2)
 	p.startIngest()
-	p.start("worker")
-	p.start("worker")
 	const conversations, turns = 160, 8
 	running := p.send(load{conversations: conversations, turns: turns, rate: 300})
 	for flush := range 4 {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"millrace"
@@ -270,6 +271,9 @@ func (b *broker) sendTo(t *testing.T, p millrace.Priority, partition int32, keys
 func (b *broker) committed(t *testing.T, p millrace.Priority, partition int32) (offset int64, metadata string) {
 	t.Helper()
 	offsets, err := kadm.NewClient(b.producer).FetchOffsets(t.Context(), Group("t.", "default"))
+	if errors.Is(err, kerr.GroupIDNotFound) {
+		return -1, "" // nobody has joined yet
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

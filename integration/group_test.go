@@ -15,8 +15,11 @@ func (p *pipeline) shares(ctx context.Context) (map[string]map[int32]bool, error
 		return nil, err
 	}
 	group := groups[p.group()]
-	if group.Err != nil || group.State != "Stable" {
-		return nil, fmt.Errorf("the group is %s: %v", group.State, group.Err)
+	if group.Err != nil {
+		return nil, group.Err
+	}
+	if group.State != "Stable" {
+		return nil, fmt.Errorf("the group is %s", group.State)
 	}
 	shares, total := make(map[string]map[int32]bool), 0
 	for _, member := range group.Members {

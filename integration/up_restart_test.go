@@ -122,7 +122,7 @@ func dataDir(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	for _, passed := range []string{dir, filepath.Dir(dir)} {
-		if err := os.Chmod(passed, 0o711); err != nil { //nolint:gosec // to pass through, not to read
+		if err := os.Chmod(passed, 0o711); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -51,6 +51,7 @@ func (r *engineRun) poll(ctx context.Context) error {
 	stop := r.Measuring()
 	defer stop()
 	began := time.Now()
+	before, _ := cpuTime()
 	for n := 0; n < r.Records; {
 		fetches := client.PollFetches(ctx)
 		if err := fetches.Err(); err != nil {
@@ -58,7 +59,11 @@ func (r *engineRun) poll(ctx context.Context) error {
 		}
 		n += fetches.NumRecords()
 	}
-	return r.report(Plain("engine.poll", float64(r.Records)/time.Since(began).Seconds(), "records/s"))
+	rate := float64(r.Records) / time.Since(began).Seconds()
+	if err := r.reportCPU("engine.poll.cpu", before); err != nil {
+		return err
+	}
+	return r.report(Plain("engine.poll", rate, "records/s"))
 }
 
 // noop measures how fast a handler that does nothing is called, and that every
@@ -86,6 +91,7 @@ func (r *engineRun) noop(ctx context.Context) error {
 		return nil
 	}
 	say(r.Progress, "engine.noop: %d records, %d slots", r.Records, r.Slots)
+	before, _ := cpuTime()
 	err = r.withWorker(ctx, s, handler, func(ctx context.Context, _ *prometheus.Registry) error {
 		return r.watch(ctx, &handled, all)
 	})
@@ -95,8 +101,21 @@ func (r *engineRun) noop(ctx context.Context) error {
 	if err := r.checkCommitted(ctx, &s, wanted); err != nil {
 		return err
 	}
+	if err := r.reportCPU("engine.noop.cpu", before); err != nil {
+		return err
+	}
 	rate := float64(wanted) / time.Duration(last.Load()-first.Load()).Seconds()
 	return r.report(AtLeast("engine.noop", rate, "records/s", 5*r.PeerRate))
+}
+
+// reportCPU reports what this process has used of the processors since before,
+// for each record: a figure that hardly changes when others use the machine too.
+func (r *engineRun) reportCPU(name string, before time.Duration) error {
+	now, known := cpuTime()
+	if !known {
+		return nil
+	}
+	return r.report(Plain(name, float64(now-before)/float64(time.Microsecond)/float64(r.Records), "us/record"))
 }
 
 // watch waits for all and says how far things are. What does not move for a

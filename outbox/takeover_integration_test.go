@@ -72,3 +72,20 @@ func TestTheOldOwnerIsFencedBeforeAnythingIsRead(t *testing.T) {
 	w.awaitEmpty(t)
 	checkOrder(t, w.read(t, 20), 20)
 }
+
+// TestTheShardsOfADeadRelayMove: it left leases and no word.
+func TestTheShardsOfADeadRelayMove(t *testing.T) {
+	w := newWorld(t)
+	dead := uuid.New()
+	w.exec(t, `INSERT INTO millrace.relays VALUES ($1, now())`, dead)
+	w.exec(t, `INSERT INTO millrace.relay_shards SELECT n, $1, now() + interval '2 seconds' FROM generate_series(0, $2 - 1) AS n`, dead, outbox.Shards)
+	for n := range 5 {
+		w.append(t, message("key", n))
+	}
+	w.start(t)
+	w.awaitEmpty(t)
+	checkOrder(t, w.read(t, 5), 5)
+	await(t, "all shards have moved", 10*time.Second, func() bool {
+		return w.count(t, `SELECT count(*) FROM millrace.relay_shards WHERE owner = $1`, dead) == 0
+	})
+}

@@ -292,7 +292,7 @@ func eventMessages(c *millrace.Completion, withResult bool) ([]outbox.Message, e
 	if !withResult {
 		return out, nil
 	}
-	value, err := json.Marshal(c.TaskResult())
+	value, err := resultValue(c)
 	if err != nil {
 		return nil, fmt.Errorf("encode result of task %q: %w", c.Task.ID, err)
 	}
@@ -302,15 +302,34 @@ func eventMessages(c *millrace.Completion, withResult bool) ([]outbox.Message, e
 	}), nil
 }
 
+// resultValue is the value of the result event. A result that makes it too large
+// for Kafka is left out and stays readable by the task's id: the event that a
+// task has ended must come in any case.
+func resultValue(c *millrace.Completion) ([]byte, error) {
+	r := c.TaskResult()
+	r.Error = cleanText(r.Error, maxTextBytes)
+	value, err := json.Marshal(r)
+	if err != nil || len(value) <= millrace.MaxEventBytes {
+		return value, err
+	}
+	r.Result, r.ResultOmitted = nil, true
+	return json.Marshal(r)
+}
+
 // deadLetterMessage is the dead letter as a record: the value as it was read, and
-// in its headers why it was given up on and where it lay.
+// in its headers why it was given up on and where it lay. A value that leaves no
+// room for these is cut; the table has it whole.
 func deadLetterMessage(c *millrace.Completion, d *millrace.DeadLetter) outbox.Message {
 	header := func(key, value string) millrace.Header {
 		return millrace.Header{Key: key, Value: []byte(value)}
 	}
+	value := d.Record.Value
+	if len(value) > millrace.MaxEventBytes {
+		value = value[:millrace.MaxEventBytes]
+	}
 	return outbox.Message{
 		ID: millrace.DeadLetterEventID(c.Task.Key()), Type: millrace.EventTaskDeadLetter, Topic: outbox.DeadLettersTopic,
-		Key: c.EventKey(), ContentType: cleanLabel(c.Task.ContentType), Data: d.Record.Value, At: c.FinishedAt,
+		Key: c.EventKey(), ContentType: cleanLabel(c.Task.ContentType), Data: value, At: c.FinishedAt,
 		Headers: []millrace.Header{
 			header("ce_taskid", c.Task.ID),
 			header("ce_tasktype", c.Task.Type),
@@ -320,6 +339,7 @@ func deadLetterMessage(c *millrace.Completion, d *millrace.DeadLetter) outbox.Me
 			header("ce_origintopic", d.Record.Topic),
 			header("ce_originpartition", strconv.Itoa(int(d.Record.Partition))),
 			header("ce_originoffset", strconv.FormatInt(d.Record.Offset, 10)),
+			header("ce_cut", strconv.FormatBool(len(value) < len(d.Record.Value))),
 		},
 	}
 }

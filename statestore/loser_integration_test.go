@@ -85,3 +85,80 @@ func TestOverlappingBatchesNeverDeadlock(t *testing.T) {
 		t.Errorf("%d completions, want one of each task and conversation", n)
 	}
 }
+
+// TestNothingButTheSortKeepsBatchesApart leaves batches one kind of rows to meet
+// in, so that no earlier lock puts them in line.
+func TestNothingButTheSortKeepsBatchesApart(t *testing.T) {
+	s := newStore(t)
+	race := func(t *testing.T, turn func(round, worker, i int) millrace.Completion) {
+		for round := range 20 {
+			var wg sync.WaitGroup
+			start := make(chan struct{})
+			for worker := range 4 {
+				var batch []*pendingCommit
+				for _, i := range rand.Perm(100) { //nolint:gosec // a test's dice
+					batch = append(batch, &pendingCommit{completion: turn(round, worker, i)})
+				}
+				wg.Go(func() {
+					<-start
+					if _, err := s.commitOnce(t.Context(), batch); err != nil {
+						t.Errorf("round %d: %v", round, err)
+					}
+				})
+			}
+			close(start)
+			wg.Wait()
+		}
+	}
+	t.Run("conversations", func(t *testing.T) {
+		if _, err := s.cfg.Pool.Exec(t.Context(), `INSERT INTO millrace.conversations (id) SELECT 'c' || n FROM generate_series(0, 99) AS n`); err != nil {
+			t.Fatal(err)
+		}
+		race(t, func(round, worker, i int) millrace.Completion {
+			return completion(fmt.Sprintf("k-%d-%d-%d", round, worker, i), millrace.Conversation{ID: fmt.Sprintf("c%d", i), Version: int64(round)})
+		})
+		if n := count(t, s.cfg.Pool, `SELECT count(*) FROM millrace.conversations WHERE version <> 20 OR length <> 20`); n != 0 {
+			t.Errorf("%d conversations did not take one turn a round", n)
+		}
+	})
+	t.Run("tasks", func(t *testing.T) {
+		race(t, func(round, _, i int) millrace.Completion {
+			c := completion(fmt.Sprintf("u-%d-%d", round, i), millrace.Conversation{})
+			c.Effects.State, c.Effects.Messages = nil, nil
+			return c
+		})
+	})
+}
+
+func TestTwoTurnsOnOneVersionWaitForEachOther(t *testing.T) {
+	pool := newDatabase(t)
+	s := run(t, Config{Pool: pool, Redis: newRedis(t)})
+	if _, err := pool.Exec(t.Context(), `INSERT INTO millrace.conversations (id) VALUES ('conv')`); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(t.Context()) }()
+	if _, err := tx.Exec(t.Context(), `SELECT FROM millrace.conversations FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	outcomes := make(chan millrace.Outcome, 2)
+	for i := range 2 {
+		go func() {
+			outcome, err := s.Commit(t.Context(), completion(fmt.Sprintf("task-%d", i), millrace.Conversation{ID: "conv"}))
+			if err != nil {
+				t.Error(err)
+			}
+			outcomes <- outcome
+		}()
+		awaitBlocked(t, pool, i+1)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := <-outcomes, <-outcomes; a+b != millrace.Committed+millrace.Conflict {
+		t.Errorf("%v and %v, want one committed and one conflict", a, b)
+	}
+}

@@ -6,6 +6,10 @@ import (
 	"time"
 )
 
+// MaxEventBytes bounds the value of an event: with its headers it must fit into
+// a record of 2 MiB.
+const MaxEventBytes = 2<<20 - 64<<10
+
 // Event is something a turn tells the world. It leaves through the outbox:
 // published after the turn has committed, and never when it has not.
 type Event struct {
@@ -18,7 +22,7 @@ type Event struct {
 	Key string `json:"key,omitempty"`
 	// ContentType describes Data. Empty means application/json.
 	ContentType string `json:"content_type,omitempty"`
-	// Data is the value.
+	// Data is the value, at most [MaxEventBytes].
 	Data []byte `json:"data"`
 }
 

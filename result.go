@@ -15,10 +15,12 @@ type TaskResult struct {
 	Status         Status          `json:"status"`
 	Attempts       int             `json:"attempts"`
 	Result         json.RawMessage `json:"result,omitempty"`
-	Usage          Usage           `json:"usage"`
-	Error          string          `json:"error,omitempty"`
-	StartedAt      time.Time       `json:"started_at,omitzero"`
-	FinishedAt     time.Time       `json:"finished_at,omitzero"`
+	// ResultOmitted says that the result is too large for an event: the API has it.
+	ResultOmitted bool      `json:"result_omitted,omitempty"`
+	Usage         Usage     `json:"usage"`
+	Error         string    `json:"error,omitempty"`
+	StartedAt     time.Time `json:"started_at,omitzero"`
+	FinishedAt    time.Time `json:"finished_at,omitzero"`
 }
 
 // ErrNotFound is returned by readers for a task, conversation or dead letter

@@ -217,6 +217,9 @@ func (e *Event) validate() error {
 	if err := validText("key", e.Key, MaxConversationBytes); err != nil {
 		return err
 	}
+	if len(e.Data) > MaxEventBytes {
+		return fmt.Errorf("data: %d bytes, at most %d", len(e.Data), MaxEventBytes)
+	}
 	if !validTopic(e.Topic) {
 		return fmt.Errorf("topic %q: want at most 200 letters, digits, dots, dashes and underscores", e.Topic)
 	}

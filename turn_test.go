@@ -63,6 +63,7 @@ func TestTurnRefusesWhatCouldNotCommit(t *testing.T) {
 		"event without a type":    keyed.Emit(millrace.Event{}),
 		"event to a bad topic":    keyed.Emit(millrace.Event{Type: "x", Topic: "a b"}),
 		"event with a bad key":    keyed.Emit(millrace.Event{Type: "x", Key: "\xff"}),
+		"event beyond a record":   keyed.Emit(millrace.Event{Type: "x", Data: make([]byte, millrace.MaxEventBytes+1)}),
 		"result that is no JSON":  keyed.Result(make(chan int)),
 		"state of unkeyed":        unkeyed.SetState(1),
 		"messages of unkeyed":     unkeyed.Append(millrace.Message{Role: "user"}),

@@ -46,6 +46,8 @@ func TestGarbagePayloadSurvives(t *testing.T) {
 		{"1 MiB", bytes.Repeat([]byte("0123456789abcdef"), 1<<16), ""},
 		{"as large as settings allow", bytes.Repeat([]byte("0123456789abcdef"), (2<<20-64<<10)/16), ""},
 		{"1 MiB that base64 makes larger", bytes.Repeat([]byte{0xff}, 1<<20), ""},
+		{"1 MiB that JSON makes six times as large", bytes.Repeat([]byte{0}, 1<<20), ""},
+		{"nearly 2 MiB of no text", bytes.Repeat([]byte{0xfe}, 2<<20-1000), ""},
 	}
 	for i, payload := range payloads {
 		t.Run(payload.name, func(t *testing.T) {

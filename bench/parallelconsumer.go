@@ -27,7 +27,7 @@ func buildParallelConsumer(ctx context.Context, dir string) (parallelConsumer, e
 		}
 	}
 	project := filepath.Join(dir, "parallel-consumer")
-	out, err := output(ctx, os.Environ(), "mvn", "-q", "-B", "-f", filepath.Join(project, "pom.xml"),
+	out, err := output(ctx, os.Environ(), "mvn", "-q", "-B", "-Dstyle.color=never", "-f", filepath.Join(project, "pom.xml"),
 		"compile", "dependency:build-classpath", "-Dmdep.outputFile=target/classpath")
 	if err != nil {
 		return parallelConsumer{}, fmt.Errorf("build the Parallel Consumer: %w\n%s", err, out)

@@ -50,6 +50,9 @@ const TailLength = 64
 // After returns the conversation as it is once a turn on it has committed.
 func (c Conversation) After(task *Task, e *Effects, at time.Time) Conversation {
 	c.Version++
+	// As PostgreSQL keeps it: a turn must see the same whether the conversation
+	// comes from there or was carried along.
+	at = at.UTC().Truncate(time.Microsecond)
 	if e.State != nil {
 		c.State = e.State
 	}

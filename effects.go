@@ -18,7 +18,8 @@ type Event struct {
 	// Topic is the Kafka topic without the prefix. Empty means "results".
 	Topic string `json:"topic,omitempty"`
 	// Key is the Kafka key. Empty means the conversation, or the task id of an
-	// unkeyed task. Events with one key are published in commit order.
+	// unkeyed task. Events with one key are published in commit order; a key that
+	// is another conversation's id is not ordered with that conversation's events.
 	Key string `json:"key,omitempty"`
 	// ContentType describes Data. Empty means application/json.
 	ContentType string `json:"content_type,omitempty"`

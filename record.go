@@ -190,9 +190,13 @@ func (t *Task) setHeader(key, value string) error {
 			t.Type = value
 		}
 	case headerSource:
-		t.Source, err = value, validText("source", value, MaxSourceBytes)
+		if err = validText("source", value, MaxSourceBytes); err == nil {
+			t.Source = value
+		}
 	case headerTenant:
-		t.Tenant, err = value, validText("tenant", value, MaxTenantBytes)
+		if err = validText("tenant", value, MaxTenantBytes); err == nil {
+			t.Tenant = value
+		}
 	case headerTime:
 		t.Time, err = parseTime(value)
 	case headerDeadline:

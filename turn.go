@@ -207,6 +207,9 @@ func encodeJSON(v any) (json.RawMessage, error) {
 	return b, nil
 }
 
+// reservedTopic is where the relay keeps what it has published.
+const reservedTopic = "relay.markers"
+
 func (e *Event) validate() error {
 	if e.Type == "" {
 		return errors.New("type: missing")
@@ -219,6 +222,9 @@ func (e *Event) validate() error {
 	}
 	if len(e.Data) > MaxEventBytes {
 		return fmt.Errorf("data: %d bytes, at most %d", len(e.Data), MaxEventBytes)
+	}
+	if e.Topic == reservedTopic {
+		return fmt.Errorf("topic %q: it is the relay's own", e.Topic)
 	}
 	if !validTopic(e.Topic) {
 		return fmt.Errorf("topic %q: want at most 200 letters, digits, dots, dashes and underscores", e.Topic)

@@ -61,6 +61,7 @@ func TestTurnRefusesWhatCouldNotCommit(t *testing.T) {
 		"message without a role":  keyed.Append(millrace.Message{Content: "x"}),
 		"message with a bad role": keyed.Append(millrace.Message{Role: "a\x00"}),
 		"event without a type":    keyed.Emit(millrace.Event{}),
+		"event to the relay's own": keyed.Emit(millrace.Event{Type: "x", Topic: "relay.markers"}),
 		"event to a bad topic":    keyed.Emit(millrace.Event{Type: "x", Topic: "a b"}),
 		"event with a bad key":    keyed.Emit(millrace.Event{Type: "x", Key: "\xff"}),
 		"event beyond a record":   keyed.Emit(millrace.Event{Type: "x", Data: make([]byte, millrace.MaxEventBytes+1)}),

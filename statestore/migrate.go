@@ -31,12 +31,8 @@ type Migration struct {
 // Several callers at once are safe: they queue behind an advisory lock.
 // Migrations only go forward.
 func Migrate(ctx context.Context, conn *pgx.Conn) ([]Migration, error) {
-	if _, err := conn.Exec(ctx, `CREATE SCHEMA IF NOT EXISTS millrace`); err != nil {
-		// IF NOT EXISTS does not keep two concurrent creators from colliding.
-		var pgErr *pgconn.PgError
-		if !errors.As(err, &pgErr) || pgErr.Code != "23505" {
-			return nil, fmt.Errorf("create schema millrace: %w", err)
-		}
+	if err := createSchema(ctx, conn); err != nil {
+		return nil, fmt.Errorf("create schema millrace: %w", err)
 	}
 	m, err := newMigrator(ctx, conn)
 	if err != nil {
@@ -56,6 +52,22 @@ func Migrate(ctx context.Context, conn *pgx.Conn) ([]Migration, error) {
 		return nil, fmt.Errorf("migrate: %w", err)
 	}
 	return ran, nil
+}
+
+// createSchema asks first: CREATE SCHEMA IF NOT EXISTS wants the right to create
+// one even when it is there.
+func createSchema(ctx context.Context, conn *pgx.Conn) error {
+	var exists bool
+	if err := conn.QueryRow(ctx, `SELECT to_regnamespace('millrace') IS NOT NULL`).Scan(&exists); err != nil || exists {
+		return err
+	}
+	_, err := conn.Exec(ctx, `CREATE SCHEMA IF NOT EXISTS millrace`)
+	// IF NOT EXISTS does not keep two concurrent creators from colliding.
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) && pgErr.Code == "23505" {
+		return nil
+	}
+	return err
 }
 
 // SchemaVersion returns the version that the database has and the one that this

@@ -2,7 +2,10 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -57,7 +60,11 @@ func awaitSchema(ctx context.Context, pool *pgxpool.Pool, log zerolog.Logger) er
 			return millrace.Unavailable(fmt.Errorf("connect to PostgreSQL: %w", err))
 		}
 		defer conn.Release()
-		return statestore.CheckSchema(ctx, conn.Conn())
+		err = statestore.CheckSchema(ctx, conn.Conn())
+		if err != nil && !errors.Is(err, statestore.ErrSchemaOutdated) {
+			return millrace.Unavailable(err)
+		}
+		return err
 	})
 }
 
@@ -74,7 +81,8 @@ func awaitTopics(ctx context.Context, s *settings.Settings, opts []kgo.Opt, log 
 			return millrace.Unavailable(fmt.Errorf("connect to Kafka at %v: %w", s.KafkaBrokers, err))
 		}
 		err := kafka.CheckTopics(ctx, kadm.NewClient(cl), kafka.Topics(s))
-		if kerr.IsRetriable(err) {
+		var network net.Error
+		if kerr.IsRetriable(err) || errors.As(err, &network) || errors.Is(err, io.EOF) {
 			return millrace.Unavailable(err)
 		}
 		return err
@@ -90,7 +98,7 @@ func await(ctx context.Context, log zerolog.Logger, what string, check func(cont
 		attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
 		err := check(attempt)
-		if err != nil && !millrace.IsUnavailable(err) {
+		if err != nil && !millrace.IsUnavailable(err) && attempt.Err() == nil {
 			err = backoff.Permanent(err)
 		}
 		return struct{}{}, err

@@ -58,6 +58,7 @@ type Up struct {
 	cfg      UpConfig
 	services *embedded.Services
 	proxy    string
+	end      context.CancelFunc
 }
 
 // RunUp starts everything, and runs it until ctx ends.
@@ -74,15 +75,13 @@ func RunUp(ctx context.Context, cfg UpConfig) error {
 		return fmt.Errorf("listen for the simulator: %w", err)
 	}
 	u := &Up{cfg: cfg, API: "http://" + front.listener.Addr().String(), Simulator: "http://" + simulator.Addr().String(), Settings: &p.Settings}
-	err = runParts(ctx,
+	ctx, u.end = context.WithCancel(ctx)
+	defer u.end()
+	return runParts(ctx,
 		part{"http", front.serve},
 		part{"simulator", func(ctx context.Context) error { return u.serveSimulator(ctx, simulator) }},
 		part{"up", func(ctx context.Context) error { return u.run(ctx, front) }},
 	)
-	if errors.Is(err, ErrDone) {
-		return nil
-	}
-	return err
 }
 
 func (u *Up) serveSimulator(ctx context.Context, l net.Listener) error {
@@ -179,7 +178,10 @@ func (u *Up) parts(ctx context.Context, front *front) (parts []part, release fun
 	parts = append(parts, part{"demo", func(ctx context.Context) error {
 		u.banner()
 		if u.cfg.WhenUp != nil {
-			if err := u.cfg.WhenUp(ctx, u); err != nil {
+			switch err := u.cfg.WhenUp(ctx, u); {
+			case errors.Is(err, ErrDone):
+				u.end()
+			case err != nil:
 				return err
 			}
 		}
@@ -209,6 +211,9 @@ func (u *Up) workerProcess(i int) *Process {
 	p.Metrics = prometheus.WrapRegistererWith(prometheus.Labels{"worker": name}, u.cfg.Process.Registry)
 	p.Log = p.Log.With().Str("worker", name).Logger()
 	p.Health = ops.NewHealth(0)
+	if p.Settings.WorkerName != "" {
+		p.Settings.WorkerName += "-" + name // two members of one name fence each other
+	}
 	if i > 0 {
 		p.Settings.LLMProxyAddr = "off"
 	}

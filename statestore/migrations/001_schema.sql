@@ -69,7 +69,7 @@ CREATE TABLE millrace.steps (
 -- commit order because whoever appends holds that key's lock.
 CREATE TABLE millrace.outbox (
     id           bigint      GENERATED ALWAYS AS IDENTITY,
-    shard        smallint    NOT NULL CHECK (shard >= 0),
+    shard        smallint    NOT NULL CHECK (shard BETWEEN 0 AND 7),
     topic        text        NOT NULL CHECK (topic <> ''),
     key          bytea,
     event_id     text        NOT NULL CHECK (event_id <> ''),
@@ -85,7 +85,7 @@ CREATE TABLE millrace.outbox (
 -- Who publishes which shard. A lease is only a hint that spares work: what keeps
 -- two relays from publishing one row is Kafka's producer fencing.
 CREATE TABLE millrace.relay_shards (
-    shard       smallint    PRIMARY KEY CHECK (shard >= 0),
+    shard       smallint    PRIMARY KEY CHECK (shard BETWEEN 0 AND 7),
     owner       uuid,
     leased_till timestamptz NOT NULL DEFAULT '-infinity'
 );

@@ -55,20 +55,20 @@ func TestTurnRefusesWhatCouldNotCommit(t *testing.T) {
 	keyed := newTurn(nil)
 	unkeyed := millrace.NewTurn(millrace.TurnConfig{Task: millrace.Task{ID: "t"}})
 	for name, err := range map[string]error{
-		"state that is no JSON":   keyed.SetState(math.Inf(1)),
-		"state not UTF-8":         keyed.SetState(jsonRaw("\"\xff\"")),
-		"broken raw state":        keyed.SetState(jsonRaw("{")),
-		"message without a role":  keyed.Append(millrace.Message{Content: "x"}),
-		"message with a bad role": keyed.Append(millrace.Message{Role: "a\x00"}),
-		"event without a type":    keyed.Emit(millrace.Event{}),
+		"state that is no JSON":    keyed.SetState(math.Inf(1)),
+		"state not UTF-8":          keyed.SetState(jsonRaw("\"\xff\"")),
+		"broken raw state":         keyed.SetState(jsonRaw("{")),
+		"message without a role":   keyed.Append(millrace.Message{Content: "x"}),
+		"message with a bad role":  keyed.Append(millrace.Message{Role: "a\x00"}),
+		"event without a type":     keyed.Emit(millrace.Event{}),
 		"event to the relay's own": keyed.Emit(millrace.Event{Type: "x", Topic: "relay.markers"}),
-		"event to a bad topic":    keyed.Emit(millrace.Event{Type: "x", Topic: "a b"}),
-		"event with a bad key":    keyed.Emit(millrace.Event{Type: "x", Key: "\xff"}),
-		"event beyond a record":   keyed.Emit(millrace.Event{Type: "x", Data: make([]byte, millrace.MaxEventBytes+1)}),
-		"result that is no JSON":  keyed.Result(make(chan int)),
-		"state of unkeyed":        unkeyed.SetState(1),
-		"messages of unkeyed":     unkeyed.Append(millrace.Message{Role: "user"}),
-		"payload of another form": keyed.Decode(new([]string)),
+		"event to a bad topic":     keyed.Emit(millrace.Event{Type: "x", Topic: "a b"}),
+		"event with a bad key":     keyed.Emit(millrace.Event{Type: "x", Key: "\xff"}),
+		"event beyond a record":    keyed.Emit(millrace.Event{Type: "x", Data: make([]byte, millrace.MaxEventBytes+1)}),
+		"result that is no JSON":   keyed.Result(make(chan int)),
+		"state of unkeyed":         unkeyed.SetState(1),
+		"messages of unkeyed":      unkeyed.Append(millrace.Message{Role: "user"}),
+		"payload of another form":  keyed.Decode(new([]string)),
 	} {
 		if !millrace.IsPermanent(err) {
 			t.Errorf("%s: error %v, want a permanent one", name, err)

@@ -66,9 +66,15 @@ func compareEngines(ctx context.Context, o options) (_ *report, err error) {
 		{noopOurs, ours.figure("noop", slots)},
 		{noopPC100, theirs.noop(fewSlots)},
 		{noopOurs100, ours.figure("noop", fewSlots)},
-		{workPC, theirs.work(slots, workPerSlot, warmUp, o.window)},
-		{workOurs, ours.figure("work100ms", slots)},
-		{hotOurs, ours.figure("hot", slots)},
+	}
+	if need := bench.SteadyRecords(slots, o.window); o.records >= need {
+		contestants = append(contestants,
+			contestant{workPC, theirs.work(slots, workPerSlot, warmUp, o.window)},
+			contestant{workOurs, ours.figure("work100ms", slots)},
+			contestant{hotOurs, ours.figure("hot", slots)},
+		)
+	} else {
+		fmt.Fprintf(os.Stderr, "bench: %d records do not last for a window of %s, which needs %d: steady states are left out\n", o.records, o.window, need)
 	}
 	r := newReport("engine", o)
 	if err := takeTurns(ctx, contestants, o.runs, r.Samples); err != nil {
@@ -100,16 +106,21 @@ func takeTurns(ctx context.Context, contestants []contestant, runs int, samples 
 func judgeEngines(samples map[string][]float64) []bench.Result {
 	peer := median(samples[noopPC])
 	peer100 := median(samples[noopPC100])
-	return []bench.Result{
+	results := []bench.Result{
 		bench.Plain(pollName, median(samples[pollName]), recordsRate),
 		bench.Plain(noopPC, peer, recordsRate),
 		bench.AtLeast(noopOurs, median(samples[noopOurs]), recordsRate, peerFactor*peer),
 		bench.Plain(noopPC100, peer100, recordsRate),
 		bench.AtLeast(noopOurs100, median(samples[noopOurs100]), recordsRate, peerFactor*peer100),
+	}
+	if len(samples[workOurs]) == 0 {
+		return results
+	}
+	return append(results,
 		bench.Plain(workPC, median(samples[workPC]), shareOfIdeal),
 		bench.AtLeast(workOurs, median(samples[workOurs]), shareOfIdeal, workBound),
 		bench.AtLeast(hotOurs, median(samples[hotOurs]), shareOfIdeal, hotBound),
-	}
+	)
 }
 
 // median returns the middle of the samples, or of an even number the mean of the

@@ -162,16 +162,16 @@ func (p *publisher) settle(ctx context.Context, markers string) error {
 	if err != nil {
 		return fmt.Errorf("find published rows: %w", err)
 	}
-	ids = ids[:0]
+	var done []int64
 	for _, row := range left {
 		if slices.Contains(marked, row) {
-			ids = append(ids, row.id)
+			done = append(done, row.id)
 		}
 	}
-	if n := len(left) - len(ids); n > 0 {
+	if n := len(left) - len(done); n > 0 {
 		p.log.Warn().Int("rows", n).Msg("the marker speaks of other rows with the same ids: the database was made anew or restored; publishing these")
 	}
-	return p.delete(ctx, ids)
+	return p.delete(ctx, done)
 }
 
 func (p *publisher) rest(ctx context.Context) {

@@ -60,10 +60,10 @@ type Relay struct {
 func NewRelay(cfg RelayConfig) (*Relay, error) {
 	var errs []error
 	if cfg.Pool == nil {
-		errs = append(errs, errors.New("Pool is required"))
+		errs = append(errs, errors.New("no pool"))
 	}
 	if len(cfg.Kafka) == 0 {
-		errs = append(errs, errors.New("Kafka is required"))
+		errs = append(errs, errors.New("no kafka options"))
 	}
 	if cfg.BatchSize < 0 || cfg.BatchSize > 10_000 {
 		errs = append(errs, fmt.Errorf("BatchSize %d: want 1 to 10000", cfg.BatchSize))

@@ -164,7 +164,9 @@ func TestALeaseWithoutAPublisherIsGivenBack(t *testing.T) {
 	go func() { done <- r.Run(ctx) }()
 	defer func() {
 		cancel()
-		<-done
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	}()
 	await(t, "half of the leases given back", 10*time.Second, func() bool {
 		return w.count(t, `SELECT count(*) FROM millrace.relay_shards WHERE owner = $1`, r.ID()) == outbox.Shards/2
@@ -188,7 +190,9 @@ func TestARelayThatLostItsLeaseDoesNotFenceItsSuccessor(t *testing.T) {
 	go func() { done <- r.Run(ctx) }()
 	defer func() {
 		cancel()
-		<-done
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	}()
 	w.append(t, message("key", 0))
 	w.awaitEmpty(t)

@@ -215,9 +215,9 @@ func TestCommitSurvivesBackendsThatAreTerminated(t *testing.T) {
 func TestConcurrentBatchesOverTheSameConversationsDoNotDeadlock(t *testing.T) {
 	pool := newDatabase(t)
 	s := run(t, Config{Pool: pool, Redis: newRedis(t), Committers: 8, BatchSize: 20})
-	seed := uint64(time.Now().UnixNano()) //nolint:gosec // any bits do
+	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 3)) //nolint:gosec // a test's dice
+	rng := rand.New(rand.NewPCG(seed, 3))
 	var wg sync.WaitGroup
 	var conflicts atomic.Int32
 	for i := range 400 {
@@ -269,8 +269,10 @@ func TestDeadLetterKeepsItsRecord(t *testing.T) {
 	c.Task.Conversation, c.Effects, c.Status = "", millrace.Effects{}, millrace.StatusFailed
 	c.DeadLetter = &millrace.DeadLetter{
 		Reason: millrace.ReasonInvalidHeader, Detail: "broken \xff\x00 text",
-		Record: millrace.Record{Topic: "tasks.high", Partition: 3, Offset: 42, Key: []byte{0, 1}, Value: []byte{0xff, 0},
-			Headers: []millrace.Header{{Key: "h", Value: []byte{0xfe}}}},
+		Record: millrace.Record{
+			Topic: "tasks.high", Partition: 3, Offset: 42, Key: []byte{0, 1}, Value: []byte{0xff, 0},
+			Headers: []millrace.Header{{Key: "h", Value: []byte{0xfe}}},
+		},
 	}
 	mustCommit(t, s, c, millrace.Committed)
 	entries, err := s.DeadLetters(t.Context(), 0, 10)

@@ -50,9 +50,9 @@ func TestALoserLeavesNoTrace(t *testing.T) {
 // hide a deadlock, so this looks beneath it.
 func TestOverlappingBatchesNeverDeadlock(t *testing.T) {
 	s := newStore(t)
-	seed := uint64(time.Now().UnixNano()) //nolint:gosec // any bits do
+	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 5)) //nolint:gosec // a test's dice
+	rng := rand.New(rand.NewPCG(seed, 5))
 	for round := range 15 {
 		var wg sync.WaitGroup
 		start := make(chan struct{})
@@ -96,7 +96,7 @@ func TestNothingButTheSortKeepsBatchesApart(t *testing.T) {
 			start := make(chan struct{})
 			for worker := range 4 {
 				var batch []*pendingCommit
-				for _, i := range rand.Perm(100) { //nolint:gosec // a test's dice
+				for _, i := range rand.Perm(100) {
 					batch = append(batch, &pendingCommit{completion: turn(round, worker, i)})
 				}
 				wg.Go(func() {

@@ -61,7 +61,7 @@ func newCutPool(t *testing.T, through *pgxpool.Pool) (*pgxpool.Pool, *cutter) {
 		_ = listener.Close()
 		wg.Wait()
 	})
-	cfg.ConnConfig.Config.DialFunc = func(ctx context.Context, network, _ string) (net.Conn, error) {
+	cfg.ConnConfig.DialFunc = func(ctx context.Context, network, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, network, listener.Addr().String())
 	}

@@ -64,13 +64,13 @@ type Store struct {
 func New(cfg Config) (*Store, error) {
 	var errs []error
 	if cfg.Pool == nil {
-		errs = append(errs, errors.New("Pool is required"))
+		errs = append(errs, errors.New("no pool"))
 	}
 	if cfg.Redis == nil {
-		errs = append(errs, errors.New("Redis is required"))
+		errs = append(errs, errors.New("no redis client"))
 	}
 	if cfg.Committers < 0 || cfg.BatchSize < 0 {
-		errs = append(errs, errors.New("Committers and BatchSize must not be negative"))
+		errs = append(errs, errors.New("negative committers or batch size"))
 	}
 	if cfg.TTL < 0 || cfg.CommitTimeout < 0 {
 		errs = append(errs, errors.New("TTL and CommitTimeout must not be negative"))

@@ -35,7 +35,7 @@ func (r *engineRun) hot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	need := r.steadyRecords()
+	need := SteadyRecords(r.Slots, r.Window)
 	// As many conversations as slots: one that waits for its next record costs.
 	if err := preload(ctx, r.place.client, load{
 		topic: s.TaskTopic(millrace.Normal), records: need, keys: keysOf(1000, 0, partitions),
@@ -45,16 +45,17 @@ func (r *engineRun) hot(ctx context.Context) error {
 	return r.steady(ctx, "engine.hot", s, need, 95)
 }
 
-// steadyRecords is how many records a steady state needs, with some to spare.
-func (r *engineRun) steadyRecords() int {
-	ideal := float64(r.Slots) / workTime.Seconds()
-	return int(ideal*(workWarmUp+r.Window).Seconds()*1.1) + 2*r.Slots
+// SteadyRecords returns how many records the steady state of a handler of 100 ms
+// needs, with some to spare.
+func SteadyRecords(slots int, window time.Duration) int {
+	ideal := float64(slots) / workTime.Seconds()
+	return int(ideal*(workWarmUp+window).Seconds()*1.1) + 2*slots
 }
 
 // steady reports how many turns end in the window, as a share of what the slots
 // could do.
 func (r *engineRun) steady(ctx context.Context, name string, s settings.Settings, have int, bound float64) error {
-	if need := r.steadyRecords(); have < need {
+	if need := SteadyRecords(r.Slots, r.Window); have < need {
 		return fmt.Errorf("%d records do not last for a window of %s: want %d or more, or a shorter window", have, r.Window, need)
 	}
 	s.Slots = r.Slots

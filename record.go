@@ -138,12 +138,15 @@ func (t *Task) Record() (Record, error) {
 // lies. The error is always a [*RecordError]; the returned task then still
 // carries an id, so that the dead letter has one.
 func TaskFromRecord(r Record) (Task, error) {
-	t := Task{
-		ID:      DerivedID(r.TopicID, r.Partition, r.Offset),
-		Type:    DefaultType,
-		Time:    r.Timestamp,
-		Payload: r.Value,
+	t, err := decodeRecord(r)
+	if t.ID == "" {
+		t.ID = DerivedID(r.TopicID, r.Partition, r.Offset)
 	}
+	return t, err
+}
+
+func decodeRecord(r Record) (Task, error) {
+	t := Task{Type: DefaultType, Time: r.Timestamp, Payload: r.Value}
 	if r.Value == nil {
 		return t, &RecordError{Reason: ReasonNullValue, Detail: "a record without a value carries no task"}
 	}

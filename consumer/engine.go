@@ -51,7 +51,7 @@ func New(cfg Config) (*Engine, error) {
 	e := &Engine{
 		cfg:     cfg,
 		log:     zerolog.Nop(),
-		metrics: newMetrics(cfg.Metrics),
+		metrics: newMetrics(cfg.Metrics, cfg.Priorities),
 		topics:  make(map[string]int),
 		parts:   make(map[topicPartition]*partition),
 		lanes:   make(map[laneKey]*lane),

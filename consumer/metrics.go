@@ -1,8 +1,14 @@
 package consumer
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"millrace"
+)
 
 type metrics struct {
+	// byPriority holds what is counted for every turn, looked up once.
+	byPriority   []priorityMetrics
 	turns        *prometheus.CounterVec
 	deadLetters  *prometheus.CounterVec
 	queueWait    *prometheus.HistogramVec
@@ -18,7 +24,13 @@ type metrics struct {
 	paused       prometheus.Gauge
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+type priorityMetrics struct {
+	queueWait   prometheus.Observer
+	turnSeconds prometheus.Observer
+	completed   prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer, priorities []millrace.Priority) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "millrace_consumer_" + name, Help: help})
 	}
@@ -48,6 +60,13 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		waitingBytes: gauge("waiting_bytes", "Memory held by records that wait or run."),
 		partitions:   gauge("partitions", "Partitions assigned, over all priorities."),
 		paused:       gauge("paused_partitions", "Partitions not read because intake is at its bound."),
+	}
+	for _, p := range priorities {
+		m.byPriority = append(m.byPriority, priorityMetrics{
+			queueWait:   m.queueWait.WithLabelValues(string(p)),
+			turnSeconds: m.turnSeconds.WithLabelValues(string(p)),
+			completed:   m.turns.WithLabelValues(string(p), string(millrace.StatusCompleted)),
+		})
 	}
 	if reg != nil {
 		reg.MustRegister(m.turns, m.deadLetters, m.queueWait, m.turnSeconds, m.redeliveries, m.rebalances, m.lost,

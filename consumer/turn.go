@@ -73,12 +73,12 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item) verdict {
 	})
 	started := time.Now()
 	if it.attempts == 0 && it.outages == 0 && !it.task.Time.IsZero() {
-		e.metrics.queueWait.WithLabelValues(prio).Observe(started.Sub(it.task.Time).Seconds())
+		e.metrics.byPriority[it.priority].queueWait.Observe(started.Sub(it.task.Time).Seconds())
 	}
 	stack, timedOut, err := e.handle(ctx, it, turn)
 	it.journaled = it.journaled || turn.Journaled()
 	finishedAt := time.Now()
-	e.metrics.turnSeconds.WithLabelValues(prio).Observe(finishedAt.Sub(started).Seconds())
+	e.metrics.byPriority[it.priority].turnSeconds.Observe(finishedAt.Sub(started).Seconds())
 
 	switch {
 	case ctx.Err() != nil:
@@ -220,7 +220,11 @@ func (e *Engine) commit(ctx context.Context, l *lane, it *item, c millrace.Compl
 	prio := string(it.task.Priority)
 	switch outcome {
 	case millrace.Committed:
-		e.metrics.turns.WithLabelValues(prio, string(c.Status)).Inc()
+		if c.Status == millrace.StatusCompleted {
+			e.metrics.byPriority[it.priority].completed.Inc()
+		} else {
+			e.metrics.turns.WithLabelValues(prio, string(c.Status)).Inc()
+		}
 		if c.Task.Conversation != "" && c.Effects.Touches() {
 			next := c.Base.After(&c.Task, &c.Effects, c.FinishedAt)
 			l.conv = &next

@@ -36,7 +36,6 @@ type commitResult struct {
 // says that PostgreSQL refuses the completion for what it holds.
 func (s *Store) Commit(ctx context.Context, c millrace.Completion) (millrace.Outcome, error) {
 	if s.cfg.DropResults && c.Status == millrace.StatusCompleted && c.Effects.Empty() && c.Effects.Usage == (millrace.Usage{}) {
-		s.forget(ctx, c.Task.ID)
 		return millrace.Committed, nil
 	}
 	p := &pendingCommit{completion: c, done: make(chan commitResult, 1)}
@@ -194,10 +193,6 @@ func (s *Store) afterCommit(ctx context.Context, batch []*pendingCommit, outcome
 	s.cfg.Published(shards...)
 	s.putHot(ctx, convs, finished...)
 }
-
-// forget takes back the hint that a task is running, when nothing else will be
-// known of it.
-func (s *Store) forget(ctx context.Context, id string) { s.putHot(ctx, nil, id) }
 
 func (s *Store) putHot(ctx context.Context, convs []millrace.Conversation, finished ...string) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)

@@ -29,6 +29,8 @@ type hotCopies struct {
 	redis  redis.UniversalClient
 	prefix string
 	ttl    time.Duration
+	// hints says whether tasks leave word that they are queued or running.
+	hints bool
 }
 
 func (h *hotCopies) key(conversation string) string { return h.prefix + "conv:" + conversation }
@@ -97,16 +99,21 @@ func decodeHot(id, version, body string) (millrace.Conversation, error) {
 // open reads the hot copy and leaves the hint that the task is running, in one
 // round trip. A copy that cannot be read counts as none.
 func (h *hotCopies) open(ctx context.Context, task *millrace.Task) (conv millrace.Conversation, found bool, err error) {
+	if task.Conversation == "" && !h.hints {
+		return conv, false, nil
+	}
 	pipe := h.redis.Pipeline()
 	var get *redis.SliceCmd
 	if task.Conversation != "" {
 		get = pipe.HMGet(ctx, h.key(task.Conversation), "v", "d")
 	}
-	hint, err := encodeHint(task, millrace.StatusRunning)
-	if err != nil {
-		return conv, false, err
+	if h.hints {
+		hint, err := encodeHint(task, millrace.StatusRunning)
+		if err != nil {
+			return conv, false, err
+		}
+		pipe.Set(ctx, h.taskKey(task.ID), hint, h.ttl)
 	}
-	pipe.Set(ctx, h.taskKey(task.ID), hint, h.ttl)
 	if _, err := pipe.Exec(ctx); err != nil {
 		return conv, false, err
 	}
@@ -126,6 +133,9 @@ func (h *hotCopies) open(ctx context.Context, task *millrace.Task) (conv millrac
 // put writes hot copies in one round trip. A copy that is newer than the given
 // one stays, unless overwrite says that the given one is right.
 func (h *hotCopies) put(ctx context.Context, convs []millrace.Conversation, overwrite bool, finished ...string) error {
+	if !h.hints {
+		finished = nil
+	}
 	if len(convs) == 0 && len(finished) == 0 {
 		return nil
 	}
@@ -169,6 +179,9 @@ func encodeHint(task *millrace.Task, status millrace.Status) ([]byte, error) {
 // queued leaves hints that tasks are waiting. A worker that has already begun
 // one is not overruled.
 func (h *hotCopies) queued(ctx context.Context, tasks []millrace.Task) error {
+	if !h.hints {
+		return nil
+	}
 	pipe := h.redis.Pipeline()
 	for i := range tasks {
 		hint, err := encodeHint(&tasks[i], millrace.StatusQueued)

@@ -29,7 +29,8 @@ type Config struct {
 	// RunDegraded goes on from PostgreSQL alone while Redis is out. Default: a turn
 	// does not start then.
 	RunDegraded bool
-	// DropResults writes no result events. A turn without effects then writes
+	// DropResults writes no result events, nor hints that a task is queued or
+	// running: nothing would ever take them back from a task that leaves no trace. A turn without effects then writes
 	// nothing at all and is run at least once.
 	DropResults bool
 	// Committers is how many transactions commit side by side. Default 4.
@@ -101,7 +102,7 @@ func New(cfg Config) (*Store, error) {
 		log:         zerolog.Nop(),
 		metrics:     newMetrics(cfg.Metrics),
 		incarnation: uuid.New(),
-		hot:         &hotCopies{redis: cfg.Redis, prefix: cfg.KeyPrefix, ttl: cfg.TTL},
+		hot:         &hotCopies{redis: cfg.Redis, prefix: cfg.KeyPrefix, ttl: cfg.TTL, hints: !cfg.DropResults},
 		commits:     newQueue[*pendingCommit](),
 		lookups:     newQueue[*pendingLookup](),
 	}

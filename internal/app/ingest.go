@@ -52,7 +52,7 @@ func (in *Ingest) open(ctx context.Context, p *Process, rules *ingest.Rules) err
 	if in.redis, err = openRedis(s); err != nil {
 		return err
 	}
-	store, err := statestore.New(statestore.Config{Pool: in.pool, Redis: in.redis, TTL: s.RedisTTL, Logger: &p.Log})
+	store, err := statestore.New(statestore.Config{Pool: in.pool, Redis: in.redis, TTL: s.RedisTTL, DropResults: !bool(s.Results), Logger: &p.Log})
 	if err != nil {
 		return err
 	}

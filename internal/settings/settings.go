@@ -83,7 +83,7 @@ type Settings struct {
 	// Tasks.
 	Priorities []millrace.Priority `envconfig:"PRIORITIES" default:"high,normal,batch" desc:"the priorities, first served first, separated by commas; each has a topic"`
 	RulesFile  string              `envconfig:"RULES_FILE" file:"true" desc:"YAML file of the rules that give a task its priority" shown:"what the sender wishes, else normal"`
-	Results    OnOff               `envconfig:"RESULTS" default:"on" desc:"publish a result event for every finished task; off also gives up exactly-once for turns without effects"`
+	Results    OnOff               `envconfig:"RESULTS" default:"on" desc:"publish a result event for every finished task; off also gives up exactly-once for turns without effects, and the status of tasks that have not finished"`
 
 	// Workers.
 	Pool           string        `envconfig:"POOL" default:"default" desc:"the pool that a worker belongs to; its consumer group is the topic prefix and this"`

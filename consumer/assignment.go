@@ -3,6 +3,8 @@ package consumer
 import (
 	"context"
 	"crypto/sha256"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -29,6 +31,9 @@ type partition struct {
 	// idle is set when the partition is taken away while turns run, and closed when
 	// none does any more. It does not change after that.
 	idle chan struct{}
+	// handedOver says that whoever owns the partition next knows of the turns that
+	// run: they go on and commit.
+	handedOver bool
 	// ctx ends when the partition's turns must stop.
 	ctx    context.Context //nolint:containedctx // the lifetime of an assignment, which no call spans
 	cancel context.CancelFunc
@@ -55,6 +60,7 @@ func (e *Engine) onAssigned(ctx context.Context, cl *kgo.Client, assigned map[st
 		e.commitMu.Unlock()
 		e.log.Warn().Int("replaced", len(replaced)).Msg("partitions assigned anew while they were held: their topic was recreated")
 	}
+	e.holdAnnounced(ctx, partitionNumbers(assigned))
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.joined.Store(true)
@@ -73,23 +79,28 @@ func (e *Engine) onAssigned(ctx context.Context, cl *kgo.Client, assigned map[st
 	}
 }
 
-// onRevoked gives partitions up: running turns get RevokeGrace to commit, then
-// their context ends, and what is done is committed before the next owner is
-// told to begin. After it returns, nothing of these partitions is ever
-// committed here.
+func partitionNumbers(of map[string][]int32) []int32 {
+	seen := make(map[int32]bool)
+	for _, numbers := range of {
+		for _, n := range numbers {
+			seen[n] = true
+		}
+	}
+	return slices.Collect(maps.Keys(seen))
+}
+
+// onRevoked gives partitions up. Running turns are announced to the next owner,
+// which waits for them, and go on. If they cannot be, they get RevokeGrace to
+// commit, then their context ends. The offsets of what is done are committed
+// before the next owner is told to begin; after that no offset of these
+// partitions is ever committed here.
 func (e *Engine) onRevoked(ctx context.Context, cl *kgo.Client, revoked map[string][]int32) {
 	parts := e.takeAway(revoked)
 	if len(parts) == 0 {
 		return
 	}
-	limit := time.NewTimer(e.cfg.RevokeGrace)
-	defer limit.Stop()
-	if !waitIdle(parts, limit.C) {
-		for _, p := range parts {
-			p.cancel()
-		}
-		limit.Reset(200 * time.Millisecond)
-		waitIdle(parts, limit.C)
+	if !e.announceRunning(ctx, parts) {
+		e.awaitOrCancel(parts)
 	}
 	e.commitMu.Lock()
 	defer e.commitMu.Unlock()
@@ -100,6 +111,21 @@ func (e *Engine) onRevoked(ctx context.Context, cl *kgo.Client, revoked map[stri
 	}
 	e.forget(cl, parts)
 	e.log.Info().Int("revoked", len(parts)).Msg("partitions revoked")
+}
+
+// awaitOrCancel gives running turns RevokeGrace to finish, and ends those that do
+// not: nobody must run beside them.
+func (e *Engine) awaitOrCancel(parts []*partition) {
+	limit := time.NewTimer(e.cfg.RevokeGrace)
+	defer limit.Stop()
+	if waitIdle(parts, limit.C) {
+		return
+	}
+	for _, p := range parts {
+		p.cancel()
+	}
+	limit.Reset(200 * time.Millisecond)
+	waitIdle(parts, limit.C)
 }
 
 // onLost gives partitions up that already belong to others.
@@ -145,6 +171,7 @@ func (e *Engine) takeAway(revoked map[string][]int32) []*partition {
 	for _, p := range parts {
 		numbers[p.tp.partition] = append(numbers[p.tp.partition], p)
 	}
+	e.dropHolds(numbers)
 	now := time.Now()
 	for _, l := range e.lanes {
 		dropped := 0
@@ -185,7 +212,9 @@ func (e *Engine) forget(cl *kgo.Client, parts []*partition) {
 	defer e.mu.Unlock()
 	resume := make(map[string][]int32)
 	for _, p := range parts {
-		p.cancel()
+		if !p.handedOver || p.running == 0 {
+			p.cancel()
+		}
 		if e.parts[p.tp] == p {
 			delete(e.parts, p.tp)
 		}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -45,6 +46,11 @@ type Config struct {
 	History millrace.HistoryReader
 	// Journal keeps the outcome of steps. Nil: steps run anew at every attempt.
 	Journal millrace.Journal
+	// Redis is where running turns are announced to the next owner of their
+	// partition. Nil: such turns are canceled, and run anew there.
+	Redis redis.UniversalClient
+	// KeyPrefix stands before every Redis key. Default "millrace:".
+	KeyPrefix string
 	// Slots is how many turns run at once. Default 100.
 	Slots int
 	// Reserved keeps slots free for a priority. Together at most Slots.
@@ -61,7 +67,7 @@ type Config struct {
 	// TurnTimeout ends a handler's context. Default 10 min.
 	TurnTimeout time.Duration
 	// RevokeGrace is how long running turns may go on when their partition is taken
-	// away, before they are canceled. Default 800 ms; must be below 2 s, since the
+	// away and they cannot be announced, before they are canceled. Default 800 ms; must be below 2 s, since the
 	// group waits meanwhile.
 	RevokeGrace time.Duration
 	// DrainTimeout is how long running turns may go on when the worker is told to
@@ -123,6 +129,9 @@ func (c *Config) validate() error {
 func (c *Config) setDefaults() error {
 	if c.TopicPrefix == "" {
 		c.TopicPrefix = "millrace."
+	}
+	if c.KeyPrefix == "" {
+		c.KeyPrefix = "millrace:"
 	}
 	if c.Pool == "" {
 		c.Pool = "default"

@@ -12,9 +12,13 @@
 // All priorities of a conversation meet in one lane because partition n of
 // every priority topic belongs to the same worker; [Balancer] sees to that.
 //
-// When a partition is taken away, its running turns get a moment to commit. A
-// turn that needs longer is canceled and runs anew on the partition's next
-// owner; it never commits here any more. A worker that the group has given up
-// on without its knowing (a zombie) may run a turn beside the new owner: the
-// store lets one of the two commit.
+// When a partition is taken away, its running turns go on here and commit. They
+// are announced in Redis before the group is told that the partition is free,
+// and its next owner holds just their conversations until they have ended, or
+// their worker has died; all others start at once. The same way a worker that
+// is told to stop leaves the group first and finishes its turns then. When Redis
+// does not take the announcement, turns get a moment to commit and are canceled.
+// A worker that the group has given up on without its knowing (a zombie)
+// announces nothing and may run a turn beside the new owner: the store lets one
+// of the two commit.
 package consumer

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -31,6 +32,12 @@ type Engine struct {
 	unkeyed  uint64  // how many lanes of unkeyed tasks there have been
 	slots    sync.WaitGroup
 
+	// handover is nil without Redis. holds are the lanes that wait for earlier
+	// owners, withdrawals the announcements of turns that have ended.
+	handover    *handover
+	holds       map[holdKey]*hold
+	withdrawals []holdKey
+
 	// commitMu serialises offset commits with the loss of partitions: what is
 	// committed was owned when the commit began and is until it ends.
 	commitMu sync.Mutex
@@ -39,6 +46,7 @@ type Engine struct {
 	fetchErrors sparse
 
 	intake   chan struct{} // asks for a look at what is to be paused
+	ended    chan struct{} // asks for withdrawals to be carried out
 	lastPoll atomic.Int64  // unix nanoseconds
 	joined   atomic.Bool
 }
@@ -57,7 +65,12 @@ func New(cfg Config) (*Engine, error) {
 		lanes:   make(map[laneKey]*lane),
 		waiting: make([]int64, len(cfg.Priorities)),
 		full:    make([]bool, len(cfg.Priorities)),
+		holds:   make(map[holdKey]*hold),
 		intake:  make(chan struct{}, 1),
+		ended:   make(chan struct{}, 1),
+	}
+	if cfg.Redis != nil {
+		e.handover = newHandover(cfg.Redis, cfg.KeyPrefix, cfg.Pool)
 	}
 	if cfg.Logger != nil {
 		e.log = cfg.Logger.With().Str("part", "consumer").Str("pool", cfg.Pool).Logger()
@@ -72,8 +85,10 @@ func New(cfg Config) (*Engine, error) {
 }
 
 // Run joins the group and runs turns until ctx ends. Then it starts no more
-// turns, lets the running ones finish for DrainTimeout, commits, leaves the
-// group and returns nil.
+// turns, announces the running ones, commits and leaves the group, so that all
+// other conversations go on elsewhere at once; it lets the running turns finish
+// for DrainTimeout and returns nil. Without Redis nobody could know of the
+// running turns: then they finish first.
 func (e *Engine) Run(ctx context.Context) error {
 	// Everything below outlives ctx: a worker that drains is still a member of its
 	// group, goes on polling and commits what its turns finish.
@@ -87,30 +102,46 @@ func (e *Engine) Run(ctx context.Context) error {
 	background.Go(func() { e.pollLoop(work, cl) })
 	background.Go(func() { e.commitLoop(work, cl) })
 	background.Go(func() { e.intakeLoop(work, cl) })
+	if e.handover != nil {
+		background.Go(func() { e.handoverLoop(work) })
+	}
 
 	<-ctx.Done()
-	e.drain()
-	if err := e.commitOffsets(work, cl); err != nil {
-		e.log.Warn().Err(err).Msg("cannot commit offsets on the way out; finished tasks will be recognised by their completions")
+	e.startNoMore()
+	if e.handover != nil {
+		e.leave(work, cl)
 	}
+	e.awaitSlots()
+	if e.handover == nil {
+		if err := e.commitOffsets(work, cl); err != nil {
+			e.log.Warn().Err(err).Msg("cannot commit offsets on the way out; finished tasks will be recognised by their completions")
+		}
+		e.leave(work, cl)
+	}
+	e.withdrawEnded(work)
 	stop()
 	background.Wait()
-	e.leave(context.WithoutCancel(ctx), cl)
+	cl.Close()
 	return nil
 }
 
 const leaveTimeout = 3 * time.Second
 
-// leave leaves the group and closes the client. A static member does not tell
-// the group: it may be back before its session ends, and then gets the same
-// partitions. A group that does not answer must not keep the worker from ending.
+// leave leaves the group; the callback of the revocation announces and commits.
+// A group that does not answer must not keep the worker from ending.
 func (e *Engine) leave(ctx context.Context, cl *kgo.Client) {
 	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
-	if err := cl.LeaveGroupContext(ctx); err != nil {
+	err := cl.LeaveGroupContext(ctx)
+	if err == nil && e.cfg.InstanceID != "" {
+		// The client leaves a static member's place for its return. Whoever stops a
+		// worker in order wants its partitions to go on now.
+		group := Group(e.cfg.TopicPrefix, e.cfg.Pool)
+		_, err = kadm.NewClient(cl).LeaveGroup(ctx, kadm.LeaveGroup(group).InstanceIDs(e.cfg.InstanceID))
+	}
+	if err != nil {
 		e.log.Warn().Err(err).Msg("cannot leave the consumer group; it notices when the session times out")
 	}
-	cl.Close()
 }
 
 func (e *Engine) clientOptions() []kgo.Opt {
@@ -255,6 +286,10 @@ func (e *Engine) makeReady(l *lane, now time.Time) {
 		}
 		return
 	}
+	if e.held(l, it) {
+		e.schedule.remove(l)
+		return
+	}
 	if wait := it.notBefore.Sub(now); wait > 0 {
 		e.schedule.remove(l)
 		l.timer = time.AfterFunc(wait, func() {
@@ -291,7 +326,7 @@ func (e *Engine) next(now time.Time) (*lane, *item) {
 	}
 	it := l.head()
 	l.pop(it)
-	l.running = true
+	l.running, l.current = true, it
 	it.part.running++
 	e.metrics.busySlots.Inc()
 	return l, it
@@ -311,10 +346,13 @@ func (e *Engine) finish(l *lane, it *item, v verdict) (*lane, *item) {
 	defer e.mu.Unlock()
 	now := time.Now()
 	e.metrics.busySlots.Dec()
-	l.running = false
+	l.running, l.current = false, nil
 	e.schedule.release(it.priority)
 	part := it.part
 	part.running--
+	if part.handedOver {
+		e.endHandedOver(l, it)
+	}
 	if part.idle != nil && part.running == 0 {
 		close(part.idle) // once: no turn of a partition starts after it was taken away
 	}
@@ -344,18 +382,20 @@ func (e *Engine) finish(l *lane, it *item, v verdict) (*lane, *item) {
 	return next, nextItem
 }
 
-// drain starts no more turns and waits for the running ones; those that outlive
-// the limit are canceled.
-func (e *Engine) drain() {
+func (e *Engine) startNoMore() {
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	e.draining = true
 	for _, l := range e.lanes {
 		if l.timer != nil {
 			l.timer.Stop()
 		}
 	}
-	e.mu.Unlock()
+}
 
+// awaitSlots waits for the running turns; those that outlive the limit are
+// canceled.
+func (e *Engine) awaitSlots() {
 	idle := make(chan struct{})
 	go func() {
 		e.slots.Wait()
@@ -370,8 +410,10 @@ func (e *Engine) drain() {
 	}
 	e.log.Warn().Dur("after", e.cfg.DrainTimeout).Msg("turns still running at the drain limit are canceled and will run elsewhere")
 	e.mu.Lock()
-	for _, p := range e.parts {
-		p.cancel()
+	for _, l := range e.lanes {
+		if l.running {
+			l.current.part.cancel() // of a partition that has been given up, too
+		}
 	}
 	e.mu.Unlock()
 	limit.Reset(2 * time.Second)

@@ -49,6 +49,8 @@ type lane struct {
 	// pinned is an item that may not be overtaken.
 	pinned  *item
 	running bool
+	// current is the item that runs.
+	current *item
 	// conv is the conversation as this lane's last turn left it.
 	conv *millrace.Conversation
 

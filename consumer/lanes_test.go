@@ -35,7 +35,10 @@ func newOffline(t *testing.T, store Store, handler millrace.HandlerFunc, change 
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(e.drain)
+	t.Cleanup(func() {
+		e.startNoMore()
+		e.awaitSlots()
+	})
 	return &offline{Engine: e, offsets: make(map[topicPartition]int64)}
 }
 

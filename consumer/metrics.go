@@ -22,6 +22,11 @@ type metrics struct {
 	waitingBytes prometheus.Gauge
 	partitions   prometheus.Gauge
 	paused       prometheus.Gauge
+
+	handedOver       prometheus.Counter
+	handoverFailures prometheus.Counter
+	holds            prometheus.Gauge
+	holdSeconds      prometheus.Histogram
 }
 
 type priorityMetrics struct {
@@ -60,6 +65,14 @@ func newMetrics(reg prometheus.Registerer, priorities []millrace.Priority) *metr
 		waitingBytes: gauge("waiting_bytes", "Memory held by records that wait or run."),
 		partitions:   gauge("partitions", "Partitions assigned, over all priorities."),
 		paused:       gauge("paused_partitions", "Partitions not read because intake is at its bound."),
+
+		handedOver:       counter("handed_over_turns_total", "Turns that went on after their partition was given up, announced to its next owner."),
+		handoverFailures: counter("handover_failures_total", "Announcements of running turns that Redis did not take or give."),
+		holds:            gauge("holds", "Conversations that wait for an earlier owner's turn."),
+		holdSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "millrace_consumer_hold_seconds", Help: "How long conversations waited for an earlier owner's turn.",
+			Buckets: prometheus.ExponentialBuckets(0.01, 2.5, 12),
+		}),
 	}
 	for _, p := range priorities {
 		m.byPriority = append(m.byPriority, priorityMetrics{
@@ -70,6 +83,7 @@ func newMetrics(reg prometheus.Registerer, priorities []millrace.Priority) *metr
 	}
 	if reg != nil {
 		reg.MustRegister(m.turns, m.deadLetters, m.queueWait, m.turnSeconds, m.redeliveries, m.rebalances, m.lost,
+			m.handedOver, m.handoverFailures, m.holds, m.holdSeconds,
 			m.fetchErrors, m.busySlots, m.lanes, m.waitingBytes, m.partitions, m.paused)
 	}
 	return m

@@ -410,7 +410,8 @@ func TestDrainingStartsNothingAndGivesRunningTurnsTheirTime(t *testing.T) {
 		synctest.Wait()
 		drained := make(chan struct{})
 		go func() {
-			o.drain()
+			o.startNoMore()
+			o.awaitSlots()
 			close(drained)
 		}()
 		synctest.Wait()

@@ -81,7 +81,7 @@ func (w *Worker) open(ctx context.Context, p *Process, handler millrace.Handler)
 	}
 	w.engine, err = consumer.New(consumer.Config{
 		Kafka: kafkaOpts, TopicPrefix: s.TopicPrefix, Pool: s.Pool, Priorities: s.Priorities,
-		Handler: traced(w.llm.inContext(handler)), Store: w.store, History: w.store, Journal: w.store,
+		Redis: w.redis, Handler: traced(w.llm.inContext(handler)), Store: w.store, History: w.store, Journal: w.store,
 		Slots: s.Slots, Reserved: s.Reserved, MaxAttempts: s.MaxAttempts,
 		RetryMin: s.RetryMin, RetryMax: s.RetryMax, TurnTimeout: s.HandlerTimeout, DrainTimeout: s.DrainTimeout,
 		InstanceID: s.WorkerName, Logger: &p.Log, Metrics: p.Metrics,

@@ -1,0 +1,266 @@
+package consumer
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+const (
+	// handoverTimeout bounds each word with Redis inside a rebalance callback: the
+	// group waits meanwhile.
+	handoverTimeout = 500 * time.Millisecond
+	beatInterval    = time.Second
+	holdInterval    = 50 * time.Millisecond
+	// blindFor is how long holds last while Redis does not answer.
+	blindFor = 10 * time.Second
+)
+
+// A hold keeps a lane from running while an earlier owner of its partition
+// still runs a turn of the same conversation. All other lanes of the partition
+// start at once.
+type hold struct {
+	announced
+	lane  *lane // nil until something waits in it
+	since time.Time
+}
+
+type holdKey struct {
+	partition int32
+	turn      turnName
+}
+
+// name returns what a turn of the lane is announced as. An unkeyed lane has one
+// task, which is it.
+func (l *lane) name(it *item) turnName {
+	if l.key.conversation != "" {
+		return conversationName(l.key.conversation)
+	}
+	return taskName(it.task.ID)
+}
+
+// announceRunning tells the next owners of partitions which turns go on here.
+// It reports whether they know: then the turns need not be canceled.
+func (e *Engine) announceRunning(ctx context.Context, parts []*partition) bool {
+	if e.handover == nil {
+		return false
+	}
+	e.mu.Lock()
+	running := make(map[int32][]turnName)
+	n := 0
+	for _, l := range e.lanes {
+		if l.running && slices.Contains(parts, l.current.part) {
+			running[l.key.partition] = append(running[l.key.partition], l.name(l.current))
+			n++
+		}
+	}
+	e.mu.Unlock()
+	if n == 0 {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
+	defer cancel()
+	if err := e.handover.announce(ctx, running); err != nil {
+		e.metrics.handoverFailures.Inc()
+		e.log.Warn().Err(err).Int("turns", n).Msg("cannot announce running turns; those that do not finish in time are canceled and run anew elsewhere")
+		return false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, p := range parts {
+		p.handedOver = true
+	}
+	// A turn that finished since it was announced has nobody to withdraw it.
+	still := make(map[holdKey]bool)
+	for _, l := range e.lanes {
+		if l.running && l.current.part.handedOver {
+			still[holdKey{l.key.partition, l.name(l.current)}] = true
+		}
+	}
+	for partition, names := range running {
+		for _, name := range names {
+			if key := (holdKey{partition, name}); !still[key] {
+				e.withdraw(key)
+			}
+		}
+	}
+	e.metrics.handedOver.Add(float64(n))
+	return true
+}
+
+// endHandedOver withdraws the announcement of a turn whose outcome is known. Its
+// caller holds the mutex.
+func (e *Engine) endHandedOver(l *lane, it *item) {
+	if it.part.running == 0 {
+		it.part.cancel()
+	}
+	e.withdraw(holdKey{l.key.partition, l.name(it)})
+}
+
+func (e *Engine) withdraw(key holdKey) {
+	e.withdrawals = append(e.withdrawals, key)
+	select {
+	case e.ended <- struct{}{}:
+	default:
+	}
+}
+
+// holdAnnounced holds the lanes whose conversations still run at earlier owners
+// of the given partition numbers.
+func (e *Engine) holdAnnounced(ctx context.Context, numbers []int32) {
+	if e.handover == nil || len(numbers) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
+	defer cancel()
+	turns, err := e.handover.read(ctx, numbers)
+	if err != nil {
+		e.metrics.handoverFailures.Inc()
+		e.log.Warn().Err(err).Msg("cannot ask which turns earlier owners still run; a turn may run twice, and one of the two commits")
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now()
+	for _, t := range turns {
+		e.holds[holdKey{t.partition, t.turn}] = &hold{announced: t, since: now}
+	}
+	e.metrics.holds.Set(float64(len(e.holds)))
+}
+
+// held reports whether a lane must wait for an earlier owner, and has it woken
+// when that is over. Its caller holds the mutex.
+func (e *Engine) held(l *lane, it *item) bool {
+	if len(e.holds) == 0 {
+		return false
+	}
+	h := e.holds[holdKey{l.key.partition, l.name(it)}]
+	if h == nil {
+		return false
+	}
+	h.lane = l
+	return true
+}
+
+// dropHolds forgets the holds of partition numbers that are given up. What is
+// announced stays for their next owner.
+func (e *Engine) dropHolds(numbers map[int32][]*partition) {
+	for key := range e.holds {
+		if _, gone := numbers[key.partition]; gone {
+			delete(e.holds, key)
+		}
+	}
+	e.metrics.holds.Set(float64(len(e.holds)))
+}
+
+// handoverLoop keeps this worker's announcements standing, takes back those of
+// turns that have ended, and releases holds.
+func (e *Engine) handoverLoop(ctx context.Context) {
+	beat := time.NewTicker(beatInterval)
+	defer beat.Stop()
+	look := time.NewTicker(holdInterval)
+	defer look.Stop()
+	answered := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-beat.C:
+			call, cancel := context.WithTimeout(ctx, beatInterval)
+			if err := e.handover.beat(call); err != nil && ctx.Err() == nil {
+				e.metrics.handoverFailures.Inc()
+			}
+			cancel()
+		case <-e.ended:
+			e.withdrawEnded(ctx)
+		case <-look.C:
+			e.withdrawEnded(ctx)
+			if e.releaseHolds(ctx, time.Since(answered) > blindFor) {
+				answered = time.Now()
+			}
+		}
+	}
+}
+
+// withdrawEnded takes announcements back whose turns have ended. What Redis does
+// not take now is tried again: the next owner waits for it.
+func (e *Engine) withdrawEnded(ctx context.Context) {
+	e.mu.Lock()
+	todo := e.withdrawals
+	e.withdrawals = nil
+	e.mu.Unlock()
+	for i, key := range todo {
+		call, cancel := context.WithTimeout(ctx, handoverTimeout)
+		err := e.handover.withdraw(call, key.partition, key.turn)
+		cancel()
+		if err != nil {
+			e.metrics.handoverFailures.Inc()
+			e.mu.Lock()
+			e.withdrawals = append(e.withdrawals, todo[i:]...)
+			e.mu.Unlock()
+			return
+		}
+	}
+}
+
+// releaseHolds lets lanes go whose earlier owner has finished or died. Blind
+// says that Redis has not answered for so long that nobody is waited for any
+// more. It reports whether Redis answered, or had nothing to be asked.
+func (e *Engine) releaseHolds(ctx context.Context, blind bool) bool {
+	e.mu.Lock()
+	turns := make([]announced, 0, len(e.holds))
+	for _, h := range e.holds {
+		turns = append(turns, h.announced)
+	}
+	e.mu.Unlock()
+	if len(turns) == 0 {
+		return true
+	}
+	call, cancel := context.WithTimeout(ctx, handoverTimeout)
+	defer cancel()
+	ended, err := e.handover.ended(call, turns)
+	if err != nil && blind {
+		e.log.Warn().Err(err).Int("holds", len(turns)).Msg("Redis does not say whether earlier owners still run turns; waiting no longer")
+		ended = turns
+	}
+	e.release(ended)
+	if err != nil {
+		return false
+	}
+	for _, t := range ended {
+		// Nothing is left to bury of most. What stays here of a dead incarnation costs
+		// the next owner one look.
+		_ = e.handover.bury(call, t)
+	}
+	return true
+}
+
+// release ends holds. The turn that was waited for may have completed the first
+// task that waits, so that one is looked up before it runs.
+func (e *Engine) release(turns []announced) {
+	if len(turns) == 0 {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now()
+	for _, t := range turns {
+		key := holdKey{t.partition, t.turn}
+		h := e.holds[key]
+		if h == nil || h.announced != t {
+			continue
+		}
+		delete(e.holds, key)
+		e.metrics.holdSeconds.Observe(now.Sub(h.since).Seconds())
+		if l := h.lane; l != nil {
+			for _, q := range l.waiting {
+				for _, it := range q {
+					it.lookUp = true
+				}
+			}
+			e.makeReady(l, now)
+		}
+	}
+	e.metrics.holds.Set(float64(len(e.holds)))
+	e.dispatch(now)
+}

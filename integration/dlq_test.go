@@ -126,6 +126,10 @@ func TestDeadLettersArePutBack(t *testing.T) {
 		t.Errorf("after a dry run %d wait, want %d", n, total)
 	}
 
+	if code, says := p.call("dlq", "redrive", "--conversation", "two", "--limit", "2", "--dry-run"); code != 0 || !strings.Contains(says, "2 of 2 dead letters would be redriven") {
+		t.Errorf("code %d:\n%s", code, says)
+	}
+
 	h.fixed.Store(true)
 	// Two operators at once.
 	both := []*process{

@@ -4,6 +4,7 @@ import (
 	"context"
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -125,6 +126,21 @@ func (s *DeadLetterStore) Count(ctx context.Context, f DeadLetterFilter) (n, las
 		return 0, 0, classify(fmt.Errorf("count dead letters: %w", err))
 	}
 	return n, last, nil
+}
+
+// Nth returns the id of the n-th dead letter of a selection, from 1, or
+// [millrace.ErrNotFound] when it has fewer.
+func (s *DeadLetterStore) Nth(ctx context.Context, f DeadLetterFilter, n int64) (id int64, err error) {
+	args := f.args()
+	args["before"] = n - 1
+	err = s.pool.QueryRow(ctx, "SELECT d.id FROM millrace.dead_letters d\n"+deadLettersWhereSQL+"ORDER BY d.id OFFSET @before LIMIT 1", args).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, fmt.Errorf("dead letter number %d of the selection: %w", n, millrace.ErrNotFound)
+	}
+	if err != nil {
+		return 0, classify(fmt.Errorf("select dead letters: %w", err))
+	}
+	return id, nil
 }
 
 // Get returns one dead letter with its record, or [millrace.ErrNotFound].

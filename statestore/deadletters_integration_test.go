@@ -100,6 +100,12 @@ func TestDeadLettersAreSelectedByEveryFilter(t *testing.T) {
 			}
 		})
 	}
+	if got, err := d.Nth(t.Context(), DeadLetterFilter{Conversation: "c1"}, 2); err != nil || got != id(2) {
+		t.Errorf("the second of conversation c1: %d, %v", got, err)
+	}
+	if _, err := d.Nth(t.Context(), DeadLetterFilter{Conversation: "c1"}, 3); !errors.Is(err, millrace.ErrNotFound) {
+		t.Errorf("a third of two: %v", err)
+	}
 	page, more, err := d.List(t.Context(), DeadLetterFilter{}, 2)
 	if err != nil || len(page) != 2 || more != 3 {
 		t.Errorf("a page of 2: %d, %d more, %v", len(page), more, err)

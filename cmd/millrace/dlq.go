@@ -35,7 +35,7 @@ event_unpublishable (an event that Kafka refused).`,
   millrace dlq redrive --reason permanent_error --dry-run
   millrace dlq drop 17 18`,
 		Args: cobra.NoArgs,
-		RunE: func(command *cobra.Command, _ []string) error {
+		RunE: func(*cobra.Command, []string) error {
 			return usage("want one of list, show, redrive, drop")
 		},
 	}

@@ -16,7 +16,7 @@ func TestDLQCallsAreChecked(t *testing.T) {
 	tests := map[string]string{
 		"dlq":                               "want one of list, show, redrive, drop",
 		"dlq list extra":                    `unknown command "extra"`,
-		"dlq list --limit 0":                "--limit 0: want 1 to 10000",
+		"dlq list --limit 0":                "--limit 0: want 1 to 1000",
 		"dlq list --after -1":               "--after -1",
 		"dlq list --since yesterday":        `--since "yesterday": want a time`,
 		"dlq list --until -5m":              `--until "-5m": want a time`,

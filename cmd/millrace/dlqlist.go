@@ -15,9 +15,8 @@ import (
 	"millrace/statestore"
 )
 
-// maxListed bounds a page: the records stay in the database, but what they were
-// given up for is read.
-const maxListed = 10_000
+// maxListed bounds a page: each dead letter may bring a long detail along.
+const maxListed = 1000
 
 func dlqListCommand(c *cli) *cobra.Command {
 	var (

@@ -17,7 +17,7 @@ import (
 func dlqRedriveCommand(c *cli) *cobra.Command {
 	var (
 		f                  letterFlags
-		limit              int
+		limit              int64
 		noDeadline, dryRun bool
 		asJSON             bool
 	)
@@ -41,22 +41,18 @@ whose deadline has passed, stay behind with the reason; the exit code is then 1.
 			if err != nil {
 				return err
 			}
-			if limit < 0 || limit > maxListed {
-				return usage("--limit %d: want 1 to %d, or 0 for no limit", limit, maxListed)
+			if limit < 0 {
+				return usage("--limit %d: want 1 or more, or 0 for no limit", limit)
 			}
 			return c.withDeadLetters(command.Context(), func(ctx context.Context, d *app.DeadLetters) error {
 				n, err := c.chosen(ctx, d, &filter)
 				if err != nil {
 					return err
 				}
-				if limit > 0 && int64(limit) < n {
-					letters, _, err := d.List(ctx, filter, limit)
-					if err != nil {
+				if limit > 0 && limit < n {
+					n = limit
+					if filter.Last, err = d.Nth(ctx, filter, n); err != nil {
 						return err
-					}
-					n = int64(len(letters))
-					if n > 0 {
-						filter.Last = letters[n-1].ID
 					}
 				}
 				r := &redriveReport{c: c, total: n, dryRun: dryRun, asJSON: asJSON, last: time.Now()}
@@ -69,7 +65,7 @@ whose deadline has passed, stay behind with the reason; the exit code is then 1.
 	}
 	flags := command.Flags()
 	f.addChoice(flags)
-	flags.IntVar(&limit, "limit", 0, "put only so many back, the oldest first")
+	flags.Int64Var(&limit, "limit", 0, "put only so many back, the oldest first")
 	flags.BoolVar(&noDeadline, "no-deadline", false, "take the deadlines of tasks away")
 	flags.BoolVar(&dryRun, "dry-run", false, "only say what would become of each")
 	flags.BoolVar(&asJSON, "json", false, "print a line of JSON for each")

@@ -267,6 +267,18 @@ func TestARefusedEventIsPutBack(t *testing.T) {
 	if _, err := p.admin.CreateTopics(t.Context(), 1, 1, nil, p.topic("events")); err != nil {
 		t.Fatal(err)
 	}
+	// One whose headers are none holds nothing up.
+	err := p.query(t.Context(), `INSERT INTO millrace.dead_letters
+		(task_id, redrive, tenant, type, reason, detail, attempts, topic, partition, "offset", headers, at)
+		VALUES ('strange', 0, '', 'said', 'event_unpublishable', 'decode headers', 1, 'events', -1, -1, '{}', now())`, func(pgx.Rows) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"--dry-run"}, nil} {
+		if code, says := p.call(append([]string{"dlq", "redrive", "--task", "strange"}, args...)...); code != 1 || !strings.Contains(says, "strange  refused: decode headers") {
+			t.Errorf("redrive %v: code %d:\n%s", args, code, says)
+		}
+	}
 	if code, says := p.call("dlq", "redrive", "--task", task.id+".event0"); code != 0 || !strings.Contains(says, "the event put back into the outbox") {
 		t.Errorf("code %d:\n%s", code, says)
 	}

@@ -34,6 +34,10 @@ type DeadLetter struct {
 	Stack      string          `json:"-"`
 	Record     millrace.Record `json:"-"`
 
+	// HeadersErr says why the record's headers cannot be read. The table holds some
+	// then that this module has not written.
+	HeadersErr error `json:"-"`
+
 	// ended says that the task's next run has been completed.
 	ended bool
 }
@@ -187,9 +191,8 @@ func readDeadLetters(ctx context.Context, q querier, ids []int64) ([]DeadLetter,
 		if err := d.scan(row, &d.Stack, &d.Record.Key, &d.Record.Value, &headers, &d.ended); err != nil {
 			return d, err
 		}
-		var err error
-		d.Record.Headers, err = decodeHeaders(headers)
-		return d, err
+		d.Record.Headers, d.HeadersErr = decodeHeaders(headers)
+		return d, nil
 	})
 	if err != nil {
 		return nil, classify(fmt.Errorf("read dead letters: %w", err))

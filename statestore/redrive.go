@@ -113,6 +113,8 @@ func outlook(letters []DeadLetter) []Redriven {
 		switch {
 		case r.ended:
 			r.Resort = Ended
+		case r.HeadersErr != nil:
+			r.Resort, r.Err = Kept, r.HeadersErr
 		case r.IsEvent():
 			m := eventOf(&r.DeadLetter)
 			r.Resort = Requeued

@@ -97,6 +97,9 @@ func describeLetter(l *statestore.DeadLetter) []byte {
 	for _, h := range l.Record.Headers {
 		line("header", "%s: %s", h.Key, display(h.Value))
 	}
+	if l.HeadersErr != nil {
+		line("headers", "%v", l.HeadersErr)
+	}
 	if l.Stack != "" {
 		fmt.Fprintf(&b, "\nstack\n%s\n", strings.TrimRight(plain(l.Stack), "\n"))
 	}

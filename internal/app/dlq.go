@@ -151,9 +151,13 @@ func (d *DeadLetters) take(ctx context.Context, f statestore.DeadLetterFilter, r
 	})
 	out := make([]Redriven, len(letters))
 	for i := range letters {
-		out[i].Redriven = eventRefusal(letters[i])
-		if record := placed[letters[i].ID]; record != nil && letters[i].Err == nil {
+		out[i].Redriven = letters[i]
+		record, tried := placed[letters[i].ID]
+		switch {
+		case letters[i].Err == nil && tried:
 			out[i].Topic, out[i].Partition, out[i].Offset = record.Topic, record.Partition, record.Offset
+		case letters[i].Err != nil && !tried: // for what it is
+			out[i].Err = &refusedError{letters[i].Err}
 		}
 	}
 	return out, err
@@ -164,7 +168,10 @@ func (d *DeadLetters) peek(ctx context.Context, f statestore.DeadLetterFilter, r
 	letters, err := d.Peek(ctx, f)
 	out := make([]Redriven, len(letters))
 	for i := range letters {
-		out[i].Redriven = eventRefusal(letters[i])
+		out[i].Redriven = letters[i]
+		if letters[i].Err != nil {
+			out[i].Err = &refusedError{letters[i].Err}
+		}
 		if letters[i].Resort != statestore.Sent {
 			continue
 		}
@@ -176,15 +183,6 @@ func (d *DeadLetters) peek(ctx context.Context, f statestore.DeadLetterFilter, r
 		out[i].Topic = record.Topic
 	}
 	return out, err
-}
-
-// eventRefusal marks what keeps an event back as a refusal: the store finds it in
-// the event itself.
-func eventRefusal(l statestore.Redriven) statestore.Redriven {
-	if l.Err != nil && l.IsEvent() {
-		l.Err = &refusedError{l.Err}
-	}
-	return l
 }
 
 // redrive sends the records of dead letters.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 type topicPartition struct {
@@ -23,6 +24,10 @@ type partition struct {
 	tracker  tracker
 	// committed is the offset that was committed last, -1 before the first commit.
 	committed int64
+	// metadata is that of the last commit.
+	metadata string
+	// finished are the offsets that the previous owner's last commit says are done.
+	finished []offsetRange
 	// lookUpBelow is the end of the log when reading began, -1 before that.
 	lookUpBelow int64
 	running     int
@@ -87,6 +92,40 @@ func partitionNumbers(of map[string][]int32) []int32 {
 		}
 	}
 	return slices.Collect(maps.Keys(seen))
+}
+
+// onOffsetsFetched takes what the previous owners' last commits say of offsets
+// above the committed ones. Reading begins after it returns.
+func (e *Engine) onOffsetsFetched(_ context.Context, _ *kgo.Client, resp *kmsg.OffsetFetchResponse) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	take := func(topic string, partition int32, offset int64, metadata *string) {
+		p := e.parts[topicPartition{topic, partition}]
+		if p == nil || metadata == nil || offset < 0 {
+			return
+		}
+		finished, err := decodeMetadata(offset, *metadata)
+		if err != nil {
+			// Somebody else's commit, by a tool perhaps: its offset counts, its words do
+			// not concern us.
+			e.log.Info().Err(err).Str("topic", topic).Int32("partition", partition).Msg("committed by another kind of client")
+			return
+		}
+		p.finished = finished
+	}
+	for _, t := range resp.Topics {
+		for _, p := range t.Partitions {
+			take(t.Topic, p.Partition, p.Offset, p.Metadata)
+		}
+	}
+	for _, g := range resp.Groups {
+		for _, t := range g.Topics {
+			for _, p := range t.Partitions {
+				take(t.Topic, p.Partition, p.Offset, p.Metadata)
+			}
+		}
+	}
+	return nil
 }
 
 // onRevoked gives partitions up. Running turns are announced to the next owner,

@@ -118,9 +118,10 @@ func (e *Engine) Run(ctx context.Context) error {
 		}
 		e.leave(work, cl)
 	}
-	e.withdrawEnded(work)
 	stop()
 	background.Wait()
+	// Only now: the loop that has just ended may have put withdrawals back.
+	e.withdrawEnded(context.WithoutCancel(ctx))
 	cl.Close()
 	return nil
 }
@@ -162,6 +163,7 @@ func (e *Engine) clientOptions() []kgo.Opt {
 		kgo.RebalanceTimeout(8 * time.Second),
 		kgo.DisableAutoCommit(),
 		kgo.OnPartitionsAssigned(e.onAssigned),
+		kgo.OnOffsetsFetched(e.onOffsetsFetched),
 		kgo.OnPartitionsRevoked(e.onRevoked),
 		kgo.OnPartitionsLost(e.onLost),
 		kgo.FetchMaxWait(500 * time.Millisecond),
@@ -236,6 +238,11 @@ func (e *Engine) enqueue(tp topicPartition, highWatermark int64, items []*item) 
 	now := time.Now()
 	for _, it := range items {
 		if !part.tracker.add(it.record.Offset) {
+			continue
+		}
+		if within(part.finished, it.record.Offset) {
+			part.tracker.done(it.record.Offset)
+			e.metrics.redeliveries.Inc()
 			continue
 		}
 		it.part, it.priority = part, part.priority

@@ -90,7 +90,7 @@ func (s *memoryStore) await(t *testing.T, n int) []millrace.Completion {
 		select {
 		case <-changed:
 		case <-limit:
-			t.Fatalf("%d of %d tasks complete after 30 s", len(order), n)
+			t.Fatalf("%d of %d tasks complete after 30 s: %s", len(order), n, ids(order))
 		}
 	}
 }

@@ -189,6 +189,9 @@ func (e *Engine) withdrawEnded(ctx context.Context) {
 	todo := e.withdrawals
 	e.withdrawals = nil
 	e.mu.Unlock()
+	if e.handover == nil {
+		return
+	}
 	for i, key := range todo {
 		call, cancel := context.WithTimeout(ctx, handoverTimeout)
 		err := e.handover.withdraw(call, key.partition, key.turn)

@@ -59,29 +59,40 @@ func (e *Engine) commitOffsets(ctx context.Context, cl *kgo.Client) error {
 // commitParts commits those of parts that have moved. It is called with
 // commitMu held.
 func (e *Engine) commitParts(ctx context.Context, cl *kgo.Client, parts []*partition) error {
+	type commit struct {
+		offset   int64
+		metadata string
+	}
 	offsets := make(map[string]map[int32]kgo.EpochOffset)
-	moved := make(map[topicPartition]int64)
+	commits := make(map[topicPartition]commit)
+	// Offset and metadata are of one moment: apart, they could say that an offset is
+	// done which is not.
 	e.mu.Lock()
 	for _, p := range parts {
-		if !p.tracker.known || p.tracker.next == p.committed {
+		if !p.tracker.known {
+			continue
+		}
+		c := commit{p.tracker.next, encodeMetadata(p.tracker.next, p.tracker.finished())}
+		if c.offset == p.committed && c.metadata == p.metadata {
 			continue
 		}
 		if offsets[p.tp.topic] == nil {
 			offsets[p.tp.topic] = make(map[int32]kgo.EpochOffset)
 		}
-		offsets[p.tp.topic][p.tp.partition] = kgo.EpochOffset{Epoch: -1, Offset: p.tracker.next}
-		moved[p.tp] = p.tracker.next
+		offsets[p.tp.topic][p.tp.partition] = kgo.EpochOffset{Epoch: -1, Offset: c.offset}
+		commits[p.tp] = c
 	}
 	e.mu.Unlock()
-	if len(moved) == 0 {
+	if len(commits) == 0 {
 		return nil
 	}
 	// The client would write the member id as metadata.
 	ctx = kgo.PreCommitFnContext(ctx, func(req *kmsg.OffsetCommitRequest) error {
-		empty := ""
-		for i := range req.Topics {
-			for j := range req.Topics[i].Partitions {
-				req.Topics[i].Partitions[j].Metadata = &empty
+		for _, t := range req.Topics {
+			for i := range t.Partitions {
+				p := &t.Partitions[i]
+				metadata := commits[topicPartition{t.Topic, p.Partition}].metadata
+				p.Metadata = &metadata
 			}
 		}
 		return nil
@@ -106,8 +117,8 @@ func (e *Engine) commitParts(ctx context.Context, cl *kgo.Client, parts []*parti
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, p := range parts {
-		if offset, ok := moved[p.tp]; ok {
-			p.committed = offset
+		if c, ok := commits[p.tp]; ok {
+			p.committed, p.metadata = c.offset, c.metadata
 		}
 	}
 	return nil

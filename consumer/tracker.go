@@ -64,6 +64,23 @@ func (t *tracker) done(offset int64) {
 	}
 }
 
+// finished returns the ranges of offsets above next that are done. Offsets that
+// the log does not have belong to the range around them.
+func (t *tracker) finished() []offsetRange {
+	var out []offsetRange
+	open := false
+	for _, e := range t.pending {
+		switch {
+		case e.done && open:
+			out[len(out)-1].to = e.offset + 1
+		case e.done:
+			out = append(out, offsetRange{e.offset, e.offset + 1})
+		}
+		open = e.done
+	}
+	return out
+}
+
 // spread is how far the log was read ahead of the lowest unfinished offset.
 func (t *tracker) spread() int64 {
 	if len(t.pending) == 0 {

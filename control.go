@@ -39,7 +39,8 @@ type RetryAfterError struct {
 }
 
 // RetryAfter returns an error that makes the worker wait for delay, instead of
-// its own backoff, before the next attempt. The attempt counts. A nil err gives
+// its own backoff, before the next attempt: at most an hour, and not beyond the
+// task's deadline. The attempt counts. A nil err gives
 // nil.
 func RetryAfter(delay time.Duration, err error) error {
 	if err == nil {

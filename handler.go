@@ -3,14 +3,17 @@ package millrace
 import "context"
 
 // Handler runs turns. A worker calls it from many goroutines at once, but never
-// twice at once for one conversation.
+// twice at once for one conversation. Two workers do so only when the group has
+// given one of them up without its knowing; then one of the two turns commits.
 //
 // Returning nil commits the turn's effects and completes the task. Returning an
 // error drops them: the task is tried again with backoff, unless the error says
 // otherwise (see [Permanent] and [RetryAfter]). A panic counts as an error.
 //
-// The context ends when the worker is told to stop and the turn has outlived
-// the time it was given, and when the task's deadline passes.
+// The context ends when the turn has used up the time for a turn
+// (MILLRACE_HANDLER_TIMEOUT), when the task's deadline passes, when the worker
+// was told to stop and the turn has outlived the time for that, and when the
+// task has become another worker's.
 type Handler interface {
 	Handle(ctx context.Context, turn *Turn) error
 }

@@ -51,7 +51,7 @@ func (e *Engine) process(l *lane, it *item) verdict {
 		}
 		it.lookUp = false
 	}
-	if d := it.task.Deadline; !d.IsZero() && time.Now().After(d) {
+	if d := it.task.Deadline; !d.IsZero() && !time.Now().Before(d) {
 		return e.giveUp(ctx, l, it, millrace.ReasonDeadlineExceeded, "the deadline passed before the task could run: "+d.Format(time.RFC3339), "")
 	}
 	if l.conv == nil {
@@ -119,11 +119,14 @@ func (e *Engine) handle(ctx context.Context, it *item, turn *millrace.Turn) (sta
 	return "", errors.Is(ctx.Err(), context.DeadlineExceeded), err
 }
 
+// maxRetryAfter bounds how long a handler can make its conversation wait.
+const maxRetryAfter = time.Hour
+
 // failed decides whether a failed turn gets another attempt.
 func (e *Engine) failed(ctx context.Context, l *lane, it *item, err error, stack string) verdict {
 	it.attempts++
 	prio := string(it.task.Priority)
-	if d := it.task.Deadline; !d.IsZero() && time.Now().After(d) {
+	if d := it.task.Deadline; !d.IsZero() && !time.Now().Before(d) {
 		return e.giveUp(ctx, l, it, millrace.ReasonDeadlineExceeded, err.Error(), stack)
 	}
 	if millrace.IsPermanent(err) {
@@ -139,7 +142,10 @@ func (e *Engine) failed(ctx context.Context, l *lane, it *item, err error, stack
 	delay := fullJitter(e.cfg.RetryMin, e.cfg.RetryMax, it.attempts)
 	var after *millrace.RetryAfterError
 	if errors.As(err, &after) {
-		delay = after.Delay
+		delay = min(after.Delay, maxRetryAfter)
+	}
+	if d := it.task.Deadline; !d.IsZero() {
+		delay = min(delay, time.Until(d)) // to be given up in time
 	}
 	e.metrics.turns.WithLabelValues(prio, "retried").Inc()
 	e.log.Warn().Err(err).Str("task", it.task.ID).Str("conversation", it.task.Conversation).

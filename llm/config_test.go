@@ -103,7 +103,7 @@ func TestRetryAfterIsRead(t *testing.T) {
 		{"Retry-After-Ms", "1500", 1500 * time.Millisecond},
 		{"Retry-After-Ms", "Inf", maxRetryAfter},
 	} {
-		if got := retryAfter(http.Header{c.name: {c.value}}, now); got != c.want {
+		if got := RetryAfter(http.Header{c.name: {c.value}}, now); got != c.want {
 			t.Errorf("%s: %s: got %s, want %s", c.name, c.value, got, c.want)
 		}
 	}

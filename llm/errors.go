@@ -45,13 +45,14 @@ func (t Target) NewProviderError(status int, header http.Header, message string)
 	}
 	return &ProviderError{
 		Provider: t.Provider.name, Model: t.Model, Status: status, Message: message,
-		RetryAfter: retryAfter(header, time.Now()),
+		RetryAfter: RetryAfter(header, time.Now()),
 	}
 }
 
-// retryAfter reads OpenAI's retry-after-ms and the standard header (RFC 9110,
-// seconds or a date).
-func retryAfter(header http.Header, now time.Time) time.Duration {
+// RetryAfter reads how long a server asks to be left alone, at most an hour:
+// OpenAI's retry-after-ms, or the standard header (RFC 9110, seconds or a date).
+// 0: it does not ask.
+func RetryAfter(header http.Header, now time.Time) time.Duration {
 	if ms, err := strconv.ParseFloat(header.Get("Retry-After-Ms"), 64); err == nil && ms > 0 {
 		return time.Duration(min(ms, float64(maxRetryAfter.Milliseconds()))) * time.Millisecond
 	}

@@ -20,6 +20,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -39,6 +40,10 @@ func Main(handler millrace.Handler) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// After the first signal the next one ends the process at once.
 	context.AfterFunc(ctx, stop)
+	if len(os.Args) > 1 {
+		_, _ = fmt.Fprintf(os.Stderr, "%s: takes no arguments; settings come from the environment, with the prefix MILLRACE_\n", program())
+		os.Exit(2) //nolint:forbidigo // see below
+	}
 	//nolint:forbidigo // this is the program's main, for programs that bring nothing but a handler
 	os.Exit(exitCode(Run(ctx, handler, os.Environ(), os.Stderr), os.Stderr))
 }
@@ -47,7 +52,7 @@ func exitCode(err error, out io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	_, _ = fmt.Fprintf(out, "worker: %v\n", err)
+	_, _ = fmt.Fprintf(out, "%s: %v\n", program(), err)
 	var invalid *settings.InvalidError
 	if errors.As(err, &invalid) {
 		return 2
@@ -92,6 +97,8 @@ func Run(ctx context.Context, handler millrace.Handler, environ []string, out io
 // answer that is journaled is not paid for twice. It is there in the context of
 // every turn.
 func LLM(ctx context.Context) *llm.Client { return app.LLM(ctx) }
+
+func program() string { return filepath.Base(os.Args[0]) }
 
 func version() string {
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {

@@ -155,6 +155,7 @@ func TestHTTPAnswersDecideOnRetries(t *testing.T) {
 		{name: "nulls", status: 200, body: `{"state":null,"result":null,"messages":null}`, ok: true},
 		{name: "conflict", status: 409},
 		{name: "throttled", status: 429, header: "7", delay: 7 * time.Second},
+		{name: "throttled for ever", status: 429, header: "99999999999", delay: time.Hour},
 		{name: "unavailable", status: 503, header: "Fri, 31 Dec 1999 23:59:59 GMT", delay: 0},
 		{name: "server error", status: 500},
 		{name: "bad request", status: 400, permanent: true},
@@ -184,7 +185,7 @@ func TestHTTPAnswersDecideOnRetries(t *testing.T) {
 				t.Fatalf("error %v, permanent %v", err, millrace.IsPermanent(err))
 			}
 			var after *millrace.RetryAfterError
-			if errors.As(err, &after) != (tt.header != "") || after != nil && after.Delay != tt.delay {
+			if errors.As(err, &after) != (tt.delay > 0) || after != nil && after.Delay != tt.delay {
 				t.Errorf("error %v, want a delay of %s", err, tt.delay)
 			}
 			if e := turn.Effects(); tt.ok && !e.Empty() {

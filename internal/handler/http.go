@@ -17,6 +17,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 
 	"millrace"
+	"millrace/llm"
 )
 
 // TurnHeader carries the token of a running turn. An agent forwards it to the
@@ -182,23 +183,12 @@ func refusal(resp *http.Response, body []byte) error {
 	err := fmt.Errorf("handler answered %s: %s", resp.Status, strings.TrimSpace(excerpt))
 	switch code := resp.StatusCode; {
 	case code == http.StatusConflict, code == http.StatusTooManyRequests, code >= 500:
-		if delay, ok := retryAfter(resp.Header.Get("Retry-After"), time.Now()); ok {
+		if delay := llm.RetryAfter(resp.Header, time.Now()); delay > 0 {
 			return millrace.RetryAfter(delay, err)
 		}
 		return err
 	}
 	return millrace.Permanent(err)
-}
-
-// retryAfter reads the header in both forms of RFC 9110, section 10.2.3.
-func retryAfter(value string, now time.Time) (time.Duration, bool) {
-	if seconds, err := strconv.Atoi(value); err == nil && seconds >= 0 {
-		return time.Duration(seconds) * time.Second, true
-	}
-	if at, err := http.ParseTime(value); err == nil {
-		return max(0, at.Sub(now)), true
-	}
-	return 0, false
 }
 
 // apply takes an answer's effects into the turn. A malformed answer is

@@ -2,7 +2,9 @@ package consumer
 
 import (
 	"context"
+	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -105,4 +107,24 @@ func TestStopDoesNotWaitForAKafkaThatIsGone(t *testing.T) {
 	if took := time.Since(began); took > 12*time.Second {
 		t.Errorf("stopping took %s", took)
 	}
+}
+
+func TestNoRetryAfterHoldsAConversationForMoreThanAnHour(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tries := 0
+		o := newOffline(t, newMemoryStore(), func(context.Context, *millrace.Turn) error {
+			if tries++; tries == 1 {
+				return millrace.RetryAfter(365*24*time.Hour, errors.New("come back next year"))
+			}
+			return nil
+		}, nil)
+		o.assign(0)
+		o.feed(t, 0, task("a", 0, millrace.Normal))
+		synctest.Wait()
+		<-time.After(maxRetryAfter + time.Second)
+		synctest.Wait()
+		if tries != 2 {
+			t.Errorf("%d tries after an hour, want 2", tries)
+		}
+	})
 }

@@ -23,6 +23,7 @@ type upFlags struct {
 	workers       int
 	demo          bool
 	exit          bool
+	realLLM       bool
 	input         string
 	conversations int
 	seed          uint64
@@ -41,8 +42,9 @@ them), a simulated LLM provider, the HTTP API, workers and their relays.
 
 With --demo it sends conversations through the API, shows how they go, and judges
 from outside, by the results topic and PostgreSQL, whether anything was lost,
-came out twice or out of order. Then it serves on; with --exit it ends instead,
-with exit code 1 if any of the three is not zero.
+came out twice or out of order. Then it serves on; with --exit it ends instead.
+The demo asks the simulated LLM, whatever provider is set; --real-llm has it ask
+the provider that is set, which may cost money.
 
 Without --data everything is thrown away at the end.`,
 		Example: `  millrace up
@@ -56,6 +58,7 @@ Without --data everything is thrown away at the end.`,
 	flags.IntVar(&f.workers, "workers", 2, "how many workers to run")
 	flags.BoolVar(&f.demo, "demo", false, "send conversations, and judge what comes out")
 	flags.BoolVar(&f.exit, "exit", false, "end after the demo's summary")
+	flags.BoolVar(&f.realLLM, "real-llm", false, "have the demo ask the provider that is set rather than the simulated LLM: it may cost money")
 	flags.StringVar(&f.input, "input", "", "conversations of the demo: an NDJSON `file`, gzip or not, or - for standard input")
 	flags.IntVar(&f.conversations, "conversations", demo.DefaultConversations, "how many conversations to make up when there is no input")
 	flags.Uint64Var(&f.seed, "seed", 1, "seed of the made-up conversations and of the simulator")
@@ -65,8 +68,8 @@ Without --data everything is thrown away at the end.`,
 }
 
 func (c *cli) up(ctx context.Context, f *upFlags) error {
-	if (f.exit || f.input != "") && !f.demo {
-		return usage("--exit and --input belong to --demo")
+	if (f.exit || f.realLLM || f.input != "") && !f.demo {
+		return usage("--exit, --input and --real-llm belong to --demo")
 	}
 	if f.workers < 1 {
 		return usage("--workers %d: want 1 or more", f.workers)
@@ -78,6 +81,9 @@ func (c *cli) up(ctx context.Context, f *upFlags) error {
 	}
 	s, err := settings.Load(environ, settings.RoleUp)
 	if err != nil {
+		return err
+	}
+	if err := chooseLLM(&s, f); err != nil {
 		return err
 	}
 	input, err := c.demoInput(f)
@@ -117,6 +123,23 @@ func (c *cli) up(ctx context.Context, f *upFlags) error {
 	return app.RunUp(ctx, cfg)
 }
 
+// chooseLLM leaves the providers that are set out of a demo, unless they were
+// asked for, and refuses agents that would have no model to ask.
+func chooseLLM(s *settings.Settings, f *upFlags) error {
+	if f.demo && !f.realLLM {
+		s.LLMProviders, s.LLMModel = nil, ""
+	}
+	if f.realLLM && len(s.LLMProviders) == 0 {
+		return usage("--real-llm: no provider is set, such as with MILLRACE_LLM_OPENAI_API_KEY=… and MILLRACE_LLM_MODEL=…")
+	}
+	if s.Handler == "agent" && len(s.LLMProviders) > 0 && s.LLMModel == "" {
+		return &settings.InvalidError{Problems: []settings.Problem{{
+			Name: settings.Prefix + "LLM_MODEL", Reason: "missing: MILLRACE_HANDLER=agent with a provider of its own needs the name of a model",
+		}}}
+	}
+	return nil
+}
+
 // demoInput reads the input before anything starts: a broken file should not
 // cost a start.
 func (c *cli) demoInput(f *upFlags) (*demo.Input, error) {
@@ -132,7 +155,7 @@ func (c *cli) demoInput(f *upFlags) (*demo.Input, error) {
 func (c *cli) runDemo(ctx context.Context, f *upFlags, input *demo.Input, up *app.Up) error {
 	d, err := demo.New(demo.Config{
 		Input: input, API: up.API, Kafka: up.Kafka, ResultsTopic: up.Settings.ResultsTopic(), Group: up.Settings.Group(),
-		Postgres: up.Postgres, Simulator: up.Simulator,
+		Postgres: up.Postgres, Provider: up.Provider, Simulator: up.Simulator,
 		Redelivered: demo.ScrapeRedelivered(http.DefaultClient, up.API+"/metrics"), Out: c.out,
 	})
 	if err != nil {

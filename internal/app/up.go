@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"strconv"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -48,12 +50,15 @@ var ErrDone = errors.New("done")
 // Up is everything in one process: embedded services, simulator, ingest and
 // workers with their relays.
 type Up struct {
-	// API, Simulator, Postgres and Brokers are where things are.
+	// API, Simulator, Postgres and Kafka are where things are. Without a Simulator
+	// the settings name providers.
 	API       string
 	Simulator string
-	Postgres  string
-	Kafka     []kgo.Opt
-	Settings  *settings.Settings
+	// Provider says who answers LLM calls.
+	Provider string
+	Postgres string
+	Kafka    []kgo.Opt
+	Settings *settings.Settings
 
 	cfg      UpConfig
 	services *embedded.Services
@@ -69,19 +74,40 @@ func RunUp(ctx context.Context, cfg UpConfig) error {
 	if err != nil {
 		return err
 	}
-	simulator, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // does not block
-	if err != nil {
-		_ = front.listener.Close()
-		return fmt.Errorf("listen for the simulator: %w", err)
+	u := &Up{cfg: cfg, API: "http://" + front.listener.Addr().String(), Provider: describeLLM(&p.Settings), Settings: &p.Settings}
+	parts := []part{{"http", front.serve}}
+	if len(p.Settings.LLMProviders) == 0 {
+		simulator, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // does not block
+		if err != nil {
+			_ = front.listener.Close()
+			return fmt.Errorf("listen for the simulator: %w", err)
+		}
+		u.Simulator = "http://" + simulator.Addr().String()
+		parts = append(parts, part{"simulator", func(ctx context.Context) error { return u.serveSimulator(ctx, simulator) }})
 	}
-	u := &Up{cfg: cfg, API: "http://" + front.listener.Addr().String(), Simulator: "http://" + simulator.Addr().String(), Settings: &p.Settings}
 	ctx, u.end = context.WithCancel(ctx)
 	defer u.end()
-	return runParts(ctx,
-		part{"http", front.serve},
-		part{"simulator", func(ctx context.Context) error { return u.serveSimulator(ctx, simulator) }},
-		part{"up", func(ctx context.Context) error { return u.run(ctx, front) }},
-	)
+	return runParts(ctx, append(parts, part{"up", func(ctx context.Context) error { return u.run(ctx, front) }})...)
+}
+
+// describeLLM says who answers LLM calls, without what may be secret in a
+// provider's address.
+func describeLLM(s *settings.Settings) string {
+	if len(s.LLMProviders) == 0 {
+		return "simulated"
+	}
+	names := make([]string, len(s.LLMProviders))
+	for i, p := range s.LLMProviders {
+		names[i] = p.Name
+		if at, err := url.Parse(p.BaseURL); err == nil {
+			names[i] += " at " + at.Host
+		}
+	}
+	who := strings.Join(names, ", ")
+	if s.LLMModel != "" {
+		who += ", model " + s.LLMModel
+	}
+	return who
 }
 
 func (u *Up) serveSimulator(ctx context.Context, l net.Listener) error {
@@ -226,7 +252,10 @@ func (u *Up) banner() {
 	}
 	line("Millrace is up: %d workers, handler %s, no authentication (loopback only)", u.cfg.Workers, u.Settings.Handler)
 	line("  API        %s    docs %s/docs    metrics %s/metrics", u.API, u.API, u.API)
-	line("  simulator  %s", u.Simulator)
+	line("  LLM        %s", u.Provider)
+	if u.Simulator != "" {
+		line("  simulator  %s", u.Simulator)
+	}
 	if u.proxy != "" {
 		line("  LLM proxy  http://%s/v1", u.proxy)
 	}

@@ -33,6 +33,8 @@ type Config struct {
 	Group string
 	// Postgres is a connection string.
 	Postgres string
+	// Provider says who answers LLM calls. Empty: nobody says.
+	Provider string
 	// Simulator is the base URL of the LLM simulator. Empty: not asked.
 	Simulator string
 	// Redelivered returns how many records workers have met again after their task
@@ -282,7 +284,8 @@ func (d *Demo) report(ctx context.Context, s *sender, got *tally, history histor
 		return nil, err
 	}
 	r := &Report{
-		Verdict: *v, Refused: s.log.refused, FirstRefusal: s.log.firstRefusal, BrokenLines: int(d.broken.Load()),
+		Provider: d.cfg.Provider,
+		Verdict:  *v, Refused: s.log.refused, FirstRefusal: s.log.firstRefusal, BrokenLines: int(d.broken.Load()),
 		Throttled: s.throttled.Load(), ProviderThrottled: after.throttled, Redelivered: after.redelivered,
 	}
 	if r.ProviderThrottled >= 0 {

@@ -34,6 +34,8 @@ type Report struct {
 	// Priorities are in the order of their topics' importance where it is known.
 	Priorities []PriorityReport
 
+	// Provider says who answered LLM calls; empty: nobody says.
+	Provider string
 	// Usage is summed over the results.
 	Usage millrace.Usage
 	// ProviderThrottled counts the provider's answers 429; negative: not asked.
@@ -147,7 +149,7 @@ func (r *Report) Print(w io.Writer) error {
 	lines := []string{
 		fmt.Sprintf("%d tasks of %d conversations in %s: %.0f tasks/s", r.Tasks, r.Conversations, short(r.Took), r.Rate()),
 		t.Render(),
-		fmt.Sprintf("LLM calls %d, tokens in %d, out %d, provider 429s %s", r.Usage.Calls, r.Usage.InputTokens, r.Usage.OutputTokens, known(r.ProviderThrottled)),
+		fmt.Sprintf("LLM (%s) calls %d, tokens in %d, out %d, provider 429s %s", cmp.Or(r.Provider, "?"), r.Usage.Calls, r.Usage.InputTokens, r.Usage.OutputTokens, known(r.ProviderThrottled)),
 		fmt.Sprintf("further attempts %d, redeliveries %s, 429s and 503s of the API %d", r.Retried, known(r.Redelivered), r.Throttled),
 	}
 	if r.Refused > 0 {

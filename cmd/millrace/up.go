@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -42,7 +43,9 @@ them), a simulated LLM provider, the HTTP API, workers and their relays.
 
 With --demo it sends conversations through the API, shows how they go, and judges
 from outside, by the results topic and PostgreSQL, whether anything was lost,
-came out twice or out of order. Then it serves on; with --exit it ends instead.
+came out twice or out of order. Then it serves on; with --exit it ends instead, with
+exit code 1 if anything was, if the API refused a turn, if a line of the input
+was broken, or if there was nothing to send.
 The demo asks the simulated LLM, whatever provider is set; --real-llm has it ask
 the provider that is set, which may cost money.
 
@@ -70,6 +73,9 @@ Without --data everything is thrown away at the end.`,
 func (c *cli) up(ctx context.Context, f *upFlags) error {
 	if (f.exit || f.realLLM || f.input != "") && !f.demo {
 		return usage("--exit, --input and --real-llm belong to --demo")
+	}
+	if f.conversations < 1 {
+		return usage("--conversations %d: want 1 or more", f.conversations)
 	}
 	if f.workers < 1 {
 		return usage("--workers %d: want 1 or more", f.workers)
@@ -170,7 +176,7 @@ func (c *cli) runDemo(ctx context.Context, f *upFlags, input *demo.Input, up *ap
 	}
 	switch {
 	case f.exit && !report.OK():
-		return fmt.Errorf("the demo found lost=%d duplicate=%d reordered=%d refused=%d", report.Lost, report.Duplicate, report.Reordered, report.Refused)
+		return fmt.Errorf("the demo failed: %s", strings.Join(report.Failures(), ", "))
 	case f.exit:
 		return app.ErrDone
 	}

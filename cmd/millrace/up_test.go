@@ -19,6 +19,8 @@ func TestUpRefusesWrongCalls(t *testing.T) {
 		{[]string{"--demo", "--real-llm"}, nil, "no provider is set"},
 		{[]string{"--demo", "--real-llm"}, key, "MILLRACE_LLM_MODEL: missing"},
 		{nil, append(key, "MILLRACE_HANDLER=agent"), "MILLRACE_LLM_MODEL: missing"},
+		{[]string{"--demo", "--conversations", "0"}, nil, "--conversations 0: want 1 or more"},
+		{[]string{"--demo", "--conversations", "-3"}, nil, "--conversations -3: want 1 or more"},
 	}
 	for _, test := range tests {
 		t.Run(strings.Join(test.args, " "), func(t *testing.T) {

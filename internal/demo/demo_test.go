@@ -264,12 +264,28 @@ x
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !r.OK() || r.BrokenLines != 1 {
-		t.Errorf("%s, %d broken lines, want 1", r, r.BrokenLines)
+	if !r.Good() || r.OK() || r.BrokenLines != 1 {
+		t.Errorf("%s, %d broken lines, want 1, which is not all right", r, r.BrokenLines)
 	}
 	for conversation, services := range p.services {
 		if services != "Banks_1 Banks_1 " || !strings.HasPrefix(conversation, "demo-") || len(conversation) != prefixBytes+1 {
 			t.Errorf("conversation %q was sent with services %q", conversation, services)
+		}
+	}
+}
+
+func TestNothingToSendIsNoSuccess(t *testing.T) {
+	for name, input := range map[string]string{"empty": "", "broken": "garbage\n"} {
+		in, err := OpenInput("-", strings.NewReader(input))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := runDemo(t, newPipeline(), in, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.OK() || !strings.Contains(strings.Join(r.Failures(), ", "), "no task was accepted") {
+			t.Errorf("%s input: failures %q", name, r.Failures())
 		}
 	}
 }

@@ -59,9 +59,27 @@ type PriorityReport struct {
 // Quantiles are exact, over all values.
 type Quantiles struct{ P50, P99 time.Duration }
 
-// OK reports whether nothing went wrong: the verdict is good and everything that
-// was to be sent was accepted.
-func (r *Report) OK() bool { return r.Good() && r.Refused == 0 }
+// OK reports whether nothing went wrong: the verdict is good, and all that was to
+// be sent, which is something, was accepted.
+func (r *Report) OK() bool { return len(r.Failures()) == 0 }
+
+// Failures says what went wrong, in a few words each.
+func (r *Report) Failures() []string {
+	var all []string
+	if r.Tasks == 0 {
+		all = append(all, "no task was accepted, so nothing is shown")
+	}
+	if !r.Good() {
+		all = append(all, r.String())
+	}
+	if r.Refused > 0 {
+		all = append(all, fmt.Sprintf("turns that the API refused: %d", r.Refused))
+	}
+	if r.BrokenLines > 0 {
+		all = append(all, fmt.Sprintf("broken lines of the input: %d", r.BrokenLines))
+	}
+	return all
+}
 
 // quantiles sorts values and picks by nearest rank.
 func quantiles(values []time.Duration) Quantiles {
@@ -157,6 +175,9 @@ func (r *Report) Print(w io.Writer) error {
 	}
 	if r.BrokenLines > 0 {
 		lines = append(lines, fmt.Sprintf("broken lines of the input, passed over: %d", r.BrokenLines))
+	}
+	if r.Tasks == 0 {
+		lines = append(lines, "no task was accepted: the line below shows nothing")
 	}
 	lines = append(lines, r.Findings...)
 	lines = append(lines, r.String())

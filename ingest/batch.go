@@ -29,6 +29,7 @@ type BatchResult struct {
 type batchLine struct {
 	number  int
 	task    *millrace.Task
+	compare string // by what its key is compared; empty: not at all
 	acked   chan error
 	problem *Problem
 }
@@ -46,6 +47,11 @@ type batch struct {
 	// so ahead of it, and with a full buffer each line would wait as long.
 	broken atomic.Bool
 	lines  []batchLine
+	// sent is how many of the lines have been handed on.
+	sent int
+	// together is how many lines are handed on at once: more than one only saves
+	// round trips where keys are compared.
+	together int
 }
 
 // submitBatch takes tasks in line by line. It produces while it reads and
@@ -69,8 +75,12 @@ func (s *Server) submitBatch(w http.ResponseWriter, r *http.Request) *Problem {
 	if problem != nil {
 		return problem
 	}
-	b := &batch{s: s, r: r, held: make(map[string]*Problem)}
+	b := &batch{s: s, r: r, held: make(map[string]*Problem), together: 1}
+	if s.claims.keyed(r) {
+		b.together = claimLines
+	}
 	problem = b.read(body)
+	b.send()
 	body.close()
 	if len(b.lines) == 0 {
 		if problem == nil {
@@ -112,21 +122,57 @@ func (b *batch) read(body io.Reader) *Problem {
 		if err != nil {
 			l.problem = bodyTooLarge.problem("the line has more than %d bytes", lines.maxLine)
 		} else {
-			b.take(&l, line)
+			l.task, l.compare, l.problem = b.s.takeIn(b.r, line, number)
 		}
 		b.lines = append(b.lines, l)
+		if len(b.lines)-b.sent >= b.together {
+			b.send()
+		}
 	}
 }
 
-func (b *batch) take(l *batchLine, line []byte) {
-	l.task, l.problem = b.s.takeIn(b.r, line, l.number)
+// send hands the lines on that have been read since the last time: those that
+// are admitted and that their keys do not speak against, in their order.
+func (b *batch) send() {
+	lines := b.lines[b.sent:]
+	b.sent = len(b.lines)
+	var compare map[string]string
+	for i := range lines {
+		if b.admit(&lines[i]); lines[i].problem == nil && lines[i].compare != "" {
+			if compare == nil {
+				compare = make(map[string]string, len(lines))
+			}
+			compare[lines[i].task.ID] = lines[i].compare
+		}
+	}
+	problems := b.s.claims.check(b.r.Context(), compare)
+	for i := range lines {
+		l := &lines[i]
+		if l.problem == nil {
+			l.problem = problems[l.task.ID]
+		}
+		if l.problem == nil && b.broken.Load() {
+			l.problem = notSent()
+		}
+		if l.problem == nil {
+			b.produce(l)
+		}
+	}
+}
+
+func notSent() *Problem {
+	return kafkaUnavailable.problem("not sent, as an earlier line was not acknowledged").retry(2 * time.Second)
+}
+
+// admit refuses a line for what is going on around it.
+func (b *batch) admit(l *batchLine) {
 	if l.problem != nil {
 		return
 	}
 	key := l.task.Conversation
 	switch {
 	case b.broken.Load():
-		l.problem = kafkaUnavailable.problem("not sent, as an earlier line was not acknowledged").retry(2 * time.Second)
+		l.problem = notSent()
 	case b.s.stopped():
 		l.problem = stoppedProblem()
 	case key != "" && b.held[key] != nil:
@@ -134,12 +180,12 @@ func (b *batch) take(l *batchLine, line []byte) {
 	default:
 		l.problem = b.s.admission.admit(l.task.Priority)
 	}
-	if l.problem != nil {
-		if key != "" && l.problem.passing() {
-			b.held[key] = l.problem
-		}
-		return
+	if l.problem != nil && key != "" && l.problem.passing() {
+		b.held[key] = l.problem
 	}
+}
+
+func (b *batch) produce(l *batchLine) {
 	l.acked = make(chan error, 1)
 	acked := l.acked
 	err := b.s.produce(b.r.Context(), l.task, func(err error) {

@@ -43,6 +43,11 @@ type Config struct {
 	// before a worker has seen them. It is a hint: announcements are dropped
 	// when it does not keep up. Nil: nobody is told.
 	Announcer Announcer
+	// Fingerprints tell a repeat from another task under the same Idempotency-Key,
+	// which is refused with 422. A task whose key cannot be looked up within a
+	// second is taken in without that. Nil: the key alone says that a task is a
+	// repeat.
+	Fingerprints Fingerprints
 	// AnnounceQueue bounds how many announcements wait. Default: 10,000.
 	AnnounceQueue int
 

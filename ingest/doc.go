@@ -8,7 +8,9 @@
 // stored. A 503 of type kafka-unavailable leaves it open: the acknowledgement
 // did not arrive in time, so the record may be in the log. Sending the task
 // again under the same Idempotency-Key gives it the same id, and a task is done
-// once per id, so that repeating is safe.
+// once per id, so that repeating is safe. Another task under the key of an
+// earlier one would be lost as its repeat, so [Config.Fingerprints] has it
+// refused; without them, or while they do not answer, it is taken for a repeat.
 //
 // A stop loses nothing that was accepted: [Server.Run] refuses new tasks once
 // its context ends, lets open requests come to their answer and flushes the

@@ -16,6 +16,7 @@ type metrics struct {
 	lagUnknown           *prometheus.CounterVec
 	announcementsDropped prometheus.Counter
 	announcementsFailed  prometheus.Counter
+	claimsFailed         prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -44,13 +45,14 @@ func newMetrics() *metrics {
 		lagUnknown:           counters("lag_unknown_total", "Tasks not judged by the lag of their priority because it was not known.", "priority"),
 		announcementsDropped: counter("announcements_dropped_total", "Announcements of queued tasks dropped because the queue was full."),
 		announcementsFailed:  counter("announcements_failed_total", "Announcements of queued tasks that the store did not take."),
+		claimsFailed:         counter("keys_not_compared_total", "Tasks with an Idempotency-Key that could not be compared with what the key was used for."),
 	}
 }
 
 func (m *metrics) register(r prometheus.Registerer, classifier Classifier) error {
 	collectors := []prometheus.Collector{
 		m.accepted, m.refused, m.produceSeconds, m.requestSeconds, m.waiting,
-		m.lagErrors, m.lagUnknown, m.announcementsDropped, m.announcementsFailed,
+		m.lagErrors, m.lagUnknown, m.announcementsDropped, m.announcementsFailed, m.claimsFailed,
 	}
 	if c, ok := classifier.(prometheus.Collector); ok {
 		collectors = append(collectors, c)

@@ -138,7 +138,7 @@ func headerParam(description string) *huma.Param {
 
 var (
 	bodyProblems   = []*problemKind{emptyBody, malformedJSON, badEncoding, incompleteBody, invalidParameter, invalidHeader, bodyTimeout, bodyTooLarge, unsupportedMediaType, unsupportedEncoding}
-	taskProblems   = []*problemKind{payloadTooLarge, tooDeep, unknownField, missingField, invalidField, unknownPriority, invalidTask, overloaded, classificationFailed, kafkaUnavailable}
+	taskProblems   = []*problemKind{payloadTooLarge, tooDeep, unknownField, missingField, invalidField, unknownPriority, invalidTask, idempotencyKeyReused, overloaded, classificationFailed, kafkaUnavailable}
 	readerProblems = []*problemKind{invalidParameter, storeNotConfigured, storeUnavailable}
 )
 
@@ -149,7 +149,7 @@ func (a *api) operations() {
 	}
 	idempotencyKey := &huma.Param{
 		Name: headerIdempotencyKey, In: "header", Schema: &huma.Schema{Type: huma.TypeString, MaxLength: new(maxIdempotencyKey)},
-		Description: "Makes repeats safe: the same tenant and key give the same task id, and a task is done once per id. In a batch, each line's id follows from the key and its number.",
+		Description: "Makes repeats safe: the same tenant and key give the same task id, and a task is done once per id. Another task under a key used within the last 24 hours is refused with 422: conversation, type, payload (byte for byte), priority, attributes and max_attempts are compared, the deadline is not. In a batch, each line's id follows from the key and its number.",
 	}
 	encoding := &huma.Param{
 		Name: "Content-Encoding", In: "header", Schema: &huma.Schema{Type: huma.TypeString, Enum: []any{"gzip", "zstd", "identity"}},

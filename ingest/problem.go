@@ -48,6 +48,7 @@ var (
 	invalidField         = &problemKind{"invalid-field", 422, "A field of the task is not valid", "Correct the field that is named."}
 	unknownPriority      = &problemKind{"unknown-priority", 422, "There is no such priority", "Use one of the priorities that are named, or leave it out."}
 	invalidTask          = &problemKind{"invalid-task", 422, "The task has several errors", "Correct the fields that are named."}
+	idempotencyKeyReused = &problemKind{"idempotency-key-reused", 422, "The Idempotency-Key was used for another task", "Send another task under a key of its own, and a repeat as it was."}
 	overloaded           = &problemKind{"overloaded", 429, "The workers are too far behind", "Send the task again after the time in Retry-After."}
 	classificationFailed = &problemKind{"classification-failed", 503, "The task could not be classified", "Send the task again later; tell the operator if it persists."}
 	kafkaUnavailable     = &problemKind{"kafka-unavailable", 503, "Kafka did not acknowledge the task", "It may or may not have been stored. Send it again under the same Idempotency-Key: it is then done once."}
@@ -62,7 +63,8 @@ var problemKinds = []*problemKind{
 	emptyBody, malformedJSON, badEncoding, incompleteBody, invalidParameter, invalidHeader,
 	routeNotFound, taskNotFound, conversationNotFound, methodNotAllowed, bodyTimeout,
 	bodyTooLarge, payloadTooLarge, tooManyLines, unsupportedMediaType, unsupportedEncoding,
-	tooDeep, unknownField, missingField, invalidField, unknownPriority, invalidTask, overloaded,
+	tooDeep, unknownField, missingField, invalidField, unknownPriority, invalidTask,
+	idempotencyKeyReused, overloaded,
 	classificationFailed, kafkaUnavailable, storeNotConfigured, storeUnavailable, tooManyWaiters,
 	shuttingDown, internalError,
 }

@@ -25,6 +25,7 @@ type Server struct {
 	decoder   taskDecoder
 	admission *admission
 	announcer *announceQueue
+	claims    *claims
 	metrics   *metrics
 	handler   http.Handler
 	gate      *gate
@@ -58,6 +59,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.admission = newAdmission(&s.cfg, s.metrics, s.failures)
 	s.announcer = newAnnounceQueue(&s.cfg, s.metrics, s.failures)
+	s.claims = &claims{fingerprints: cfg.Fingerprints, metrics: s.metrics, failures: s.failures}
 	handler, err := s.routes()
 	if err != nil {
 		return nil, fmt.Errorf("ingest: %w", err)

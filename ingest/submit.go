@@ -23,23 +23,28 @@ func accepted(t *millrace.Task) Accepted {
 func taskLocation(id string) string { return "/v1/tasks/" + url.PathEscape(id) }
 
 // takeIn makes a task of a body: all that happens before it is produced.
-func (s *Server) takeIn(r *http.Request, body []byte, line int) (*millrace.Task, *Problem) {
+// The fingerprint is what to compare the task by; empty means that there is
+// nothing to compare.
+func (s *Server) takeIn(r *http.Request, body []byte, line int) (_ *millrace.Task, compare string, _ *Problem) {
 	now := s.now()
 	task, problem := s.decoder.decode(body, now)
 	if problem != nil {
-		return nil, problem
+		return nil, "", problem
+	}
+	if s.claims.keyed(r) {
+		compare = fingerprint(&task, task.Priority)
 	}
 	task.Source, task.Time = s.cfg.Source, now.UTC()
 	continueTrace(&task, r.Header)
 	var err error
 	if task.ID, err = taskID(task.Tenant, r.Header.Get(headerIdempotencyKey), line); err != nil {
 		s.failures.Error().Err(err).Msg("take task in")
-		return nil, internalError.problem("no task id could be made")
+		return nil, "", internalError.problem("no task id could be made")
 	}
 	if problem := s.classify(r.Context(), &task); problem != nil {
-		return nil, problem
+		return nil, "", problem
 	}
-	return &task, nil
+	return &task, compare, nil
 }
 
 func (s *Server) stopped() bool {
@@ -73,12 +78,17 @@ func (s *Server) submit(w http.ResponseWriter, r *http.Request) *Problem {
 	if problem != nil {
 		return problem
 	}
-	task, problem := s.takeIn(r, body, 0)
+	task, compare, problem := s.takeIn(r, body, 0)
 	if problem != nil {
 		return problem
 	}
 	if problem := s.admission.admit(task.Priority); problem != nil {
 		return problem
+	}
+	if compare != "" {
+		if problem := s.claims.check(r.Context(), map[string]string{task.ID: compare})[task.ID]; problem != nil {
+			return problem
+		}
 	}
 	acked := make(chan error, 1)
 	if err := s.produce(r.Context(), task, func(err error) { acked <- err }); err != nil {

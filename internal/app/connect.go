@@ -40,14 +40,17 @@ func openPostgres(ctx context.Context, s *settings.Settings) (*pgxpool.Pool, err
 	return pool, nil
 }
 
-// openRedis returns a client. It does not connect.
-func openRedis(s *settings.Settings) (*redis.Client, error) {
+// openRedis returns a client, with options changed as said. It does not connect.
+func openRedis(s *settings.Settings, change ...func(*redis.Options)) (*redis.Client, error) {
 	opts, err := s.RedisOptions()
 	if err != nil {
 		return nil, fmt.Errorf("MILLRACE_REDIS_URL: %w", err)
 	}
 	// Every slot may open a conversation at the same moment.
 	opts.PoolSize = max(opts.PoolSize, min(s.Slots, 200))
+	for _, one := range change {
+		one(opts)
+	}
 	return redis.NewClient(opts), nil
 }
 

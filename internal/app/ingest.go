@@ -49,7 +49,10 @@ func (in *Ingest) open(ctx context.Context, p *Process, rules *ingest.Rules) err
 	if in.pool, err = openPostgres(ctx, s); err != nil {
 		return err
 	}
-	if in.redis, err = openRedis(s); err != nil {
+	if in.redis, err = openRedis(s, func(o *redis.Options) {
+		// A request waits for Redis no longer than it says.
+		o.ContextTimeoutEnabled = true
+	}); err != nil {
 		return err
 	}
 	store, err := statestore.New(statestore.Config{Pool: in.pool, Redis: in.redis, TTL: s.RedisTTL, DropResults: !bool(s.Results), Logger: &p.Log})
@@ -59,7 +62,7 @@ func (in *Ingest) open(ctx context.Context, p *Process, rules *ingest.Rules) err
 	in.lag = newLagReader(in.producer, s)
 	cfg := ingest.Config{
 		Producer: in.producer, TopicPrefix: s.TopicPrefix, Priorities: s.Priorities,
-		Reader: store, Announcer: store, Lag: in.lag,
+		Reader: store, Announcer: store, Fingerprints: store, Lag: in.lag,
 		MaxPayloadBytes: s.MaxPayloadBytes, Logger: p.Log, Metrics: p.Metrics,
 	}
 	if rules == nil && s.RulesFile != "" {

@@ -30,9 +30,11 @@ type partition struct {
 	finished []offsetRange
 	// lookUpBelow is the end of the log when reading began, -1 before that.
 	lookUpBelow int64
-	running     int
-	revoked     bool
-	paused      bool
+	// unlooked counts the fetches of it that wait to be looked up.
+	unlooked int
+	running  int
+	revoked  bool
+	paused   bool
 	// idle is set when the partition is taken away while turns run, and closed when
 	// none does any more. It does not change after that.
 	idle chan struct{}
@@ -211,6 +213,7 @@ func (e *Engine) takeAway(revoked map[string][]int32) []*partition {
 		numbers[p.tp.partition] = append(numbers[p.tp.partition], p)
 	}
 	e.dropHolds(numbers)
+	defer e.cache.drop(numbers) // after the lanes, which leave theirs there
 	now := time.Now()
 	for _, l := range e.lanes {
 		dropped := 0

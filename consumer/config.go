@@ -20,8 +20,8 @@ type Store interface {
 	Open(ctx context.Context, task *millrace.Task) (millrace.Conversation, error)
 	// Reload returns the conversation as it surely is.
 	Reload(ctx context.Context, task *millrace.Task) (millrace.Conversation, error)
-	// Completed reports whether this run of a task has been committed.
-	Completed(ctx context.Context, key millrace.Key) (bool, error)
+	// Completed returns those of the given runs of tasks that have been committed.
+	Completed(ctx context.Context, keys []millrace.Key) (map[millrace.Key]bool, error)
 	// Commit makes a completion durable and says what became of it.
 	Commit(ctx context.Context, c millrace.Completion) (millrace.Outcome, error)
 }
@@ -79,6 +79,9 @@ type Config struct {
 	// IntakeOffsets bounds how far a partition is read ahead of its lowest
 	// unfinished offset. Default 100,000.
 	IntakeOffsets int64
+	// CacheBytes bounds the conversations that are kept in memory between their
+	// turns. Default 64 MiB; negative keeps none.
+	CacheBytes int64
 	// InstanceID makes the member static: it keeps its partitions over a restart
 	// within the session time-out. Empty means a dynamic member.
 	InstanceID string
@@ -149,6 +152,7 @@ func (c *Config) setDefaults() error {
 	setDefault(&c.DrainTimeout, 25*time.Second)
 	setDefault(&c.IntakeBytes, 256<<20)
 	setDefault(&c.IntakeOffsets, 100_000)
+	setDefault(&c.CacheBytes, 64<<20)
 	var errs []error
 	total := 0
 	for p, n := range c.Reserved {

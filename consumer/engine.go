@@ -26,17 +26,21 @@ type Engine struct {
 	parts    map[topicPartition]*partition
 	lanes    map[laneKey]*lane
 	schedule *schedule
+	cache    *cache
 	draining bool
 	waiting  []int64 // bytes of items in lanes and slots, by priority
 	full     []bool  // by priority: waiting is at its bound
 	unkeyed  uint64  // how many lanes of unkeyed tasks there have been
 	slots    sync.WaitGroup
+	// toLookUp holds, by priority, what waits to be looked up.
+	toLookUp [][]fetched
 
 	// handover is nil without Redis. holds are the lanes that wait for earlier
 	// owners, withdrawals the announcements of turns that have ended.
 	handover    *handover
 	holds       map[holdKey]*hold
 	withdrawals []holdKey
+	releases    uint64 // how often holds have been released
 
 	// commitMu serialises offset commits with the loss of partitions: what is
 	// committed was owned when the commit began and is until it ends.
@@ -47,6 +51,7 @@ type Engine struct {
 
 	intake   chan struct{} // asks for a look at what is to be paused
 	ended    chan struct{} // asks for withdrawals to be carried out
+	unlooked chan struct{} // says that something waits to be looked up
 	lastPoll atomic.Int64  // unix nanoseconds
 	joined   atomic.Bool
 }
@@ -68,6 +73,9 @@ func New(cfg Config) (*Engine, error) {
 		holds:   make(map[holdKey]*hold),
 		intake:  make(chan struct{}, 1),
 		ended:   make(chan struct{}, 1),
+
+		toLookUp: make([][]fetched, len(cfg.Priorities)),
+		unlooked: make(chan struct{}, 1),
 	}
 	if cfg.Redis != nil {
 		e.handover = newHandover(cfg.Redis, cfg.KeyPrefix, cfg.Pool)
@@ -80,6 +88,7 @@ func New(cfg Config) (*Engine, error) {
 		e.topics[Topic(cfg.TopicPrefix, p)] = i
 		reserved[i] = cfg.Reserved[p]
 	}
+	e.cache = newCache(cfg.CacheBytes)
 	e.schedule = newSchedule(cfg.Slots, reserved, cfg.AgingAfter)
 	return e, nil
 }
@@ -102,6 +111,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	background.Go(func() { e.pollLoop(work, cl) })
 	background.Go(func() { e.commitLoop(work, cl) })
 	background.Go(func() { e.intakeLoop(work, cl) })
+	background.Go(func() { e.lookUpLoop(work) })
 	if e.handover != nil {
 		background.Go(func() { e.handoverLoop(work) })
 	}
@@ -235,7 +245,8 @@ func (e *Engine) enqueue(tp topicPartition, highWatermark int64, items []*item) 
 		// by a previous owner.
 		part.lookUpBelow = highWatermark
 	}
-	now := time.Now()
+	kept := items[:0]
+	lookUp := false
 	for _, it := range items {
 		if !part.tracker.add(it.record.Offset) {
 			continue
@@ -247,13 +258,25 @@ func (e *Engine) enqueue(tp topicPartition, highWatermark int64, items []*item) 
 		}
 		it.part, it.priority = part, part.priority
 		it.task.Priority = e.cfg.Priorities[part.priority]
-		it.lookUp = it.record.Offset < part.lookUpBelow || it.task.Redrive > 0
+		it.lookUp = it.invalid == nil && (it.record.Offset < part.lookUpBelow || it.task.Redrive > 0)
+		lookUp = lookUp || it.lookUp
 		e.waiting[it.priority] += it.size
-		l := e.laneOf(it)
-		l.push(it)
-		e.makeReady(l, now)
+		kept = append(kept, it)
 	}
 	e.adjustIntake(part)
+	if lookUp || part.unlooked > 0 {
+		part.unlooked++
+		e.toLookUp[part.priority] = append(e.toLookUp[part.priority], fetched{part, kept})
+		select {
+		case e.unlooked <- struct{}{}:
+		default:
+		}
+		return
+	}
+	now := time.Now()
+	for _, it := range kept {
+		e.queue(it, now)
+	}
 	e.dispatch(now)
 }
 
@@ -267,6 +290,7 @@ func (e *Engine) laneOf(it *item) *lane {
 	if l == nil {
 		l = newLane(key, len(e.cfg.Priorities))
 		e.lanes[key] = l
+		l.conv = e.cache.take(key)
 		e.metrics.lanes.Set(float64(len(e.lanes)))
 	}
 	return l
@@ -289,6 +313,9 @@ func (e *Engine) makeReady(l *lane, now time.Time) {
 		// that was dropped meanwhile, when its conversation has another lane already.
 		if e.lanes[l.key] == l {
 			delete(e.lanes, l.key)
+			if l.conv != nil && l.key.conversation != "" {
+				e.cache.put(l.key, l.conv)
+			}
 			e.metrics.lanes.Set(float64(len(e.lanes)))
 		}
 		return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -44,11 +45,16 @@ func (s *memoryStore) Reload(ctx context.Context, task *millrace.Task) (millrace
 	return s.Open(ctx, task)
 }
 
-func (s *memoryStore) Completed(_ context.Context, key millrace.Key) (bool, error) {
+func (s *memoryStore) Completed(_ context.Context, keys []millrace.Key) (map[millrace.Key]bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, ok := s.completions[key]
-	return ok, nil
+	found := make(map[millrace.Key]bool)
+	for _, key := range keys {
+		if _, ok := s.completions[key]; ok {
+			found[key] = true
+		}
+	}
+	return found, nil
 }
 
 func (s *memoryStore) Commit(_ context.Context, c millrace.Completion) (millrace.Outcome, error) {
@@ -74,6 +80,28 @@ func (s *memoryStore) Commit(_ context.Context, c millrace.Completion) (millrace
 	close(s.changed)
 	s.changed = make(chan struct{})
 	return millrace.Committed, nil
+}
+
+// countingStore counts how often conversations are opened.
+type countingStore struct {
+	*memoryStore
+	opens atomic.Int32
+}
+
+func (s *countingStore) Open(ctx context.Context, task *millrace.Task) (millrace.Conversation, error) {
+	s.opens.Add(1)
+	return s.memoryStore.Open(ctx, task)
+}
+
+// partitionsOf returns what an engine owns.
+func partitionsOf(e *Engine) map[string][]int32 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	out := make(map[string][]int32)
+	for tp := range e.parts {
+		out[tp.topic] = append(out[tp.topic], tp.partition)
+	}
+	return out
 }
 
 // await waits until n tasks are complete and returns them in commit order.

@@ -246,6 +246,7 @@ func (e *Engine) release(turns []announced) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.releases++
 	now := time.Now()
 	for _, t := range turns {
 		key := holdKey{t.partition, t.turn}

@@ -41,11 +41,11 @@ func (e *Engine) process(l *lane, it *item) verdict {
 		return e.giveUp(ctx, l, it, d.Reason, d.Detail, d.Stack)
 	}
 	if it.lookUp {
-		done, err := e.cfg.Store.Completed(ctx, it.task.Key())
+		found, err := e.cfg.Store.Completed(ctx, []millrace.Key{it.task.Key()})
 		if err != nil {
 			return e.outage(ctx, it, err)
 		}
-		if done {
+		if found[it.task.Key()] {
 			e.metrics.redeliveries.Inc()
 			return verdict{kind: finished}
 		}

@@ -26,18 +26,21 @@ type lookupResult struct {
 
 var errStopped = errors.New("the store has stopped")
 
-// Completed reports whether this run of the task has been committed. Concurrent
-// calls share one query.
-func (s *Store) Completed(ctx context.Context, key millrace.Key) (bool, error) {
-	p := &pendingLookup{key: key, done: make(chan lookupResult, 1)}
+// Completed returns those of the given runs of tasks that have been committed.
+// Concurrent calls for single runs share one query.
+func (s *Store) Completed(ctx context.Context, keys []millrace.Key) (map[millrace.Key]bool, error) {
+	if len(keys) != 1 {
+		return s.completed(ctx, keys)
+	}
+	p := &pendingLookup{key: keys[0], done: make(chan lookupResult, 1)}
 	if !s.lookups.push(p) {
-		return false, millrace.Unavailable(errStopped)
+		return nil, millrace.Unavailable(errStopped)
 	}
 	select {
 	case r := <-p.done:
-		return r.completed, r.err
+		return map[millrace.Key]bool{p.key: r.completed}, r.err
 	case <-ctx.Done():
-		return false, ctx.Err()
+		return nil, ctx.Err()
 	}
 }
 
@@ -47,31 +50,38 @@ func (s *Store) lookupLoop(ctx context.Context) {
 		if batch == nil {
 			return
 		}
-		found, err := s.completed(ctx, batch)
+		keys := make([]millrace.Key, len(batch))
+		for i, p := range batch {
+			keys[i] = p.key
+		}
+		found, err := s.completed(ctx, keys)
 		for _, p := range batch {
 			p.done <- lookupResult{completed: found[p.key], err: err}
 		}
 	}
 }
 
-func (s *Store) completed(ctx context.Context, batch []*pendingLookup) (map[millrace.Key]bool, error) {
+func (s *Store) completed(ctx context.Context, keys []millrace.Key) (map[millrace.Key]bool, error) {
+	if len(keys) == 0 {
+		return nil, nil //nolint:nilnil // nothing of nothing
+	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.CommitTimeout)
 	defer cancel()
-	ids := make([]string, len(batch))
-	redrives := make([]int32, len(batch))
-	for i, p := range batch {
-		ids[i], redrives[i] = p.key.ID, int32(p.key.Redrive) //nolint:gosec // bounded by the codec
+	ids := make([]string, len(keys))
+	redrives := make([]int32, len(keys))
+	for i, k := range keys {
+		ids[i], redrives[i] = k.ID, int32(k.Redrive) //nolint:gosec // bounded by the codec
 	}
 	rows, err := s.cfg.Pool.Query(ctx, completedSQL, ids, redrives)
 	if err != nil {
 		return nil, classify(fmt.Errorf("look up completions: %w", err))
 	}
-	keys, err := pgx.CollectRows(rows, pgx.RowToStructByPos[millrace.Key])
+	completed, err := pgx.CollectRows(rows, pgx.RowToStructByPos[millrace.Key])
 	if err != nil {
 		return nil, classify(fmt.Errorf("look up completions: %w", err))
 	}
-	found := make(map[millrace.Key]bool, len(keys))
-	for _, k := range keys {
+	found := make(map[millrace.Key]bool, len(completed))
+	for _, k := range completed {
 		found[k] = true
 	}
 	return found, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -19,6 +20,9 @@ import (
 
 	"millrace"
 )
+
+// exporting says that spans are wanted by somebody.
+var exporting atomic.Bool
 
 // StartTracing exports spans over OTLP when the standard variables
 // (OTEL_EXPORTER_OTLP_ENDPOINT or …_TRACES_ENDPOINT) say where to. The returned
@@ -38,6 +42,7 @@ func StartTracing(ctx context.Context, service string, log zerolog.Logger) (stop
 	}
 	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(res))
 	otel.SetTracerProvider(provider)
+	exporting.Store(true)
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn().Err(err).Msg("tracing") }))
 	return func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
@@ -54,6 +59,9 @@ func traced(h millrace.Handler) millrace.Handler {
 	tracer := otel.Tracer("millrace")
 	return millrace.HandlerFunc(func(ctx context.Context, turn *millrace.Turn) error {
 		task := turn.Task()
+		if task.TraceParent == "" && !exporting.Load() {
+			return h.Handle(ctx, turn) // no trace to continue, nobody to begin one for
+		}
 		ctx = otel.GetTextMapPropagator().Extract(ctx, propagation.MapCarrier{
 			"traceparent": task.TraceParent, "tracestate": task.TraceState,
 		})

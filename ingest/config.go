@@ -68,6 +68,11 @@ type Config struct {
 	// 30 s.
 	LagKeep time.Duration
 
+	// LocalOnly refuses, with 403, requests to a host that is not on loopback and
+	// requests from web pages of other servers. For a server that asks nobody who
+	// they are and relies on its loopback address: a browser on the machine can
+	// reach that on behalf of any page. Default: off.
+	LocalOnly bool
 	// MaxPayloadBytes bounds a task's payload. Default: 1 MiB.
 	MaxPayloadBytes int
 	// MaxDepth bounds how deep the JSON of a task nests. Default: 128.

@@ -30,7 +30,14 @@ func (s *Server) serve(route string, e endpoint) http.HandlerFunc {
 		sw := &statusWriter{ResponseWriter: w}
 		r = r.WithContext(context.WithValue(r.Context(), requestIDKey{}, requestID(r)))
 		sw.Header().Set(headerRequestID, requestIDOf(r))
-		if problem := e(sw, r); problem != nil {
+		var problem *Problem
+		if s.cfg.LocalOnly {
+			problem = checkLocal(r)
+		}
+		if problem == nil {
+			problem = e(sw, r)
+		}
+		if problem != nil {
 			s.metrics.refused.WithLabelValues(problem.kind.name).Inc()
 			problem.RequestID = requestIDOf(r)
 			if problem.kind != bodyTimeout && problem.kind != incompleteBody {

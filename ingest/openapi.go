@@ -104,7 +104,7 @@ func (a *api) route(op huma.Operation, problems []*problemKind, e endpoint) {
 // problems documents the errors of an operation, by status.
 func (a *api) problems(op *huma.Operation, problems []*problemKind) {
 	byStatus := make(map[int][]string)
-	for _, k := range append(problems, internalError) {
+	for _, k := range slices.Concat(problems, []*problemKind{foreignHost, foreignOrigin, internalError}) {
 		byStatus[k.status] = append(byStatus[k.status], k.title+" (`"+k.uri()+"`)")
 	}
 	for status, titles := range byStatus {

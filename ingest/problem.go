@@ -32,6 +32,8 @@ var (
 	incompleteBody       = &problemKind{"incomplete-body", 400, "The body ended before it was complete", "Send the whole body."}
 	invalidParameter     = &problemKind{"invalid-parameter", 400, "A parameter is not valid", "Correct or leave out the parameter that is named."}
 	invalidHeader        = &problemKind{"invalid-header", 400, "A header is not valid", "Correct or leave out the header that is named."}
+	foreignHost          = &problemKind{"foreign-host", 403, "The Host is not a name of this machine", "Send requests to 127.0.0.1 or localhost. The operator can set MILLRACE_AUTH=trust-network to serve other names."}
+	foreignOrigin        = &problemKind{"foreign-origin", 403, "The request comes from a web page of another server", "Send requests from a program, or from pages of this server. The operator can set MILLRACE_AUTH=trust-network to let others in."}
 	routeNotFound        = &problemKind{"route-not-found", 404, "There is no such route", "See /docs for the routes there are."}
 	taskNotFound         = &problemKind{"task-not-found", 404, "The task is not known", "Check the id. A task accepted moments ago may not be known yet: ask with ?wait=30s."}
 	conversationNotFound = &problemKind{"conversation-not-found", 404, "The conversation is not known", "Check the id. A conversation exists once a turn on it has committed."}
@@ -61,7 +63,7 @@ var (
 
 var problemKinds = []*problemKind{
 	emptyBody, malformedJSON, badEncoding, incompleteBody, invalidParameter, invalidHeader,
-	routeNotFound, taskNotFound, conversationNotFound, methodNotAllowed, bodyTimeout,
+	foreignHost, foreignOrigin, routeNotFound, taskNotFound, conversationNotFound, methodNotAllowed, bodyTimeout,
 	bodyTooLarge, payloadTooLarge, tooManyLines, unsupportedMediaType, unsupportedEncoding,
 	tooDeep, unknownField, missingField, invalidField, unknownPriority, invalidTask,
 	idempotencyKeyReused, overloaded,

@@ -63,7 +63,7 @@ func (in *Ingest) open(ctx context.Context, p *Process, rules *ingest.Rules) err
 	cfg := ingest.Config{
 		Producer: in.producer, TopicPrefix: s.TopicPrefix, Priorities: s.Priorities,
 		Reader: store, Announcer: store, Fingerprints: store, Lag: in.lag,
-		MaxPayloadBytes: s.MaxPayloadBytes, Logger: p.Log, Metrics: p.Metrics,
+		LocalOnly: s.Auth == "off", MaxPayloadBytes: s.MaxPayloadBytes, Logger: p.Log, Metrics: p.Metrics,
 	}
 	if rules == nil && s.RulesFile != "" {
 		if rules, err = ingest.LoadRules(s.RulesFile, s.Priorities); err != nil {

@@ -54,6 +54,8 @@ func (s pgSearch) find(ctx context.Context, want int) (pgBinaries, error) {
 	for _, dir := range s.candidates() {
 		b, err := s.inspect(ctx, dir)
 		switch {
+		case ctx.Err() != nil:
+			return pgBinaries{}, ctx.Err() // it cuts programs short, which says nothing about them
 		case err != nil:
 			refused = append(refused, err.Error())
 		case want != 0 && b.major != want:
@@ -66,6 +68,9 @@ func (s pgSearch) find(ctx context.Context, want int) (pgBinaries, error) {
 		b, err := s.download(ctx, want)
 		if err == nil {
 			return b, nil
+		}
+		if ctx.Err() != nil {
+			return pgBinaries{}, ctx.Err()
 		}
 		refused = append(refused, "download: "+err.Error())
 	}

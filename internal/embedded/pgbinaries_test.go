@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -72,6 +73,17 @@ func TestPostgresIsChosen(t *testing.T) {
 				t.Errorf("chose %s, want %s", got.dir, test.dir)
 			}
 		})
+	}
+}
+
+func TestSearchThatIsCutShortBlamesNoProgram(t *testing.T) {
+	root := t.TempDir()
+	fakePostgres(t, root, "15", "15.14")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := pgSearch{debian: filepath.Join(root, "*", "bin"), cacheDir: t.TempDir()}.find(ctx, 0)
+	if err != context.Canceled { //nolint:errorlint // no more words than that
+		t.Errorf("got %v", err)
 	}
 }
 

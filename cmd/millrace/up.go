@@ -19,6 +19,9 @@ import (
 
 func init() { register(newUp) }
 
+// maxSimulatorRPM is more than a machine can send.
+const maxSimulatorRPM = 1_000_000_000
+
 type upFlags struct {
 	data          string
 	workers       int
@@ -54,7 +57,14 @@ Without --data everything is thrown away at the end.`,
   millrace up --demo --exit
   millrace up --demo --input conversations.ndjson.gz --data ./millrace-data`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.up(cmd.Context(), &f) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for name, value := range map[string]string{"data": f.data, "input": f.input} {
+				if value == "" && cmd.Flags().Changed(name) {
+					return usage("--%s is empty: name a path or leave the flag out", name)
+				}
+			}
+			return c.up(cmd.Context(), &f)
+		},
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.data, "data", "", "keep the services' data in this `directory`")
@@ -66,7 +76,7 @@ Without --data everything is thrown away at the end.`,
 	flags.IntVar(&f.conversations, "conversations", demo.DefaultConversations, "how many conversations to make up when there is no input")
 	flags.Uint64Var(&f.seed, "seed", 1, "seed of the made-up conversations and of the simulator")
 	flags.DurationVar(&f.latency, "llm-latency", 250*time.Millisecond, "mean time that the simulated LLM takes to answer")
-	flags.Int64Var(&f.rpm, "llm-rpm", 30_000, "requests a minute that the simulated LLM admits")
+	flags.Int64Var(&f.rpm, "llm-rpm", 30_000, "requests a minute that the simulated LLM admits; 0: any number")
 	return cmd
 }
 
@@ -79,6 +89,12 @@ func (c *cli) up(ctx context.Context, f *upFlags) error {
 	}
 	if f.workers < 1 {
 		return usage("--workers %d: want 1 or more", f.workers)
+	}
+	if f.latency < 0 {
+		return usage("--llm-latency %s: want 0 or more", f.latency)
+	}
+	if f.rpm < 0 || f.rpm > maxSimulatorRPM {
+		return usage("--llm-rpm %d: want 1 to %d, or 0 for no limit", f.rpm, maxSimulatorRPM)
 	}
 	environ := c.environ
 	if f.demo {
@@ -126,7 +142,23 @@ func (c *cli) up(ctx context.Context, f *upFlags) error {
 		cfg.Rules = demo.RulesYAML
 		cfg.WhenUp = func(ctx context.Context, up *app.Up) error { return c.runDemo(ctx, f, input, up) }
 	}
+	defer c.sayStopping(ctx)()
 	return app.RunUp(ctx, cfg)
+}
+
+// sayStopping says at once that a signal has arrived: what runs may take seconds
+// to end in good order. It returns what ends the waiting for one.
+func (c *cli) sayStopping(ctx context.Context) func() {
+	said := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(said)
+		_, _ = fmt.Fprintln(c.err, "\ninterrupted, stopping… (once more: at once)")
+	})
+	return func() {
+		if !stop() {
+			<-said
+		}
+	}
 }
 
 // chooseLLM leaves the providers that are set out of a demo, unless they were

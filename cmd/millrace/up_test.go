@@ -21,6 +21,10 @@ func TestUpRefusesWrongCalls(t *testing.T) {
 		{nil, append(key, "MILLRACE_HANDLER=agent"), "MILLRACE_LLM_MODEL: missing"},
 		{[]string{"--demo", "--conversations", "0"}, nil, "--conversations 0: want 1 or more"},
 		{[]string{"--demo", "--conversations", "-3"}, nil, "--conversations -3: want 1 or more"},
+		{[]string{"--llm-rpm", "-5"}, nil, "--llm-rpm -5: want"},
+		{[]string{"--llm-latency", "-5s"}, nil, "--llm-latency -5s: want"},
+		{[]string{"--data", ""}, nil, "--data is empty"},
+		{[]string{"--demo", "--input", ""}, nil, "--input is empty"},
 	}
 	for _, test := range tests {
 		t.Run(strings.Join(test.args, " "), func(t *testing.T) {

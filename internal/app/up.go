@@ -66,7 +66,8 @@ type Up struct {
 	end      context.CancelFunc
 }
 
-// RunUp starts everything, and runs it until ctx ends.
+// RunUp starts everything, and runs it until ctx ends. When that is before it is
+// up, or before WhenUp is done, the error wraps [context.Canceled].
 func RunUp(ctx context.Context, cfg UpConfig) error {
 	p := cfg.Process
 	// The address first: a taken port is told before PostgreSQL has started.
@@ -85,9 +86,38 @@ func RunUp(ctx context.Context, cfg UpConfig) error {
 		u.Simulator = "http://" + simulator.Addr().String()
 		parts = append(parts, part{"simulator", func(ctx context.Context) error { return u.serveSimulator(ctx, simulator) }})
 	}
-	ctx, u.end = context.WithCancel(ctx)
-	defer u.end()
-	return runParts(ctx, append(parts, part{"up", func(ctx context.Context) error { return u.run(ctx, front) }})...)
+	running, end := context.WithCancel(ctx)
+	defer end()
+	u.end = end
+	err = runParts(running, append(parts, part{"up", func(ctx context.Context) error { return u.run(ctx, front) }})...)
+	if ctx.Err() != nil && err != nil && cancelled(err) {
+		return interruptedError{}
+	}
+	return err
+}
+
+// interruptedError is a [context.Canceled] for people.
+type interruptedError struct{}
+
+func (interruptedError) Error() string { return "interrupted" }
+func (interruptedError) Unwrap() error { return context.Canceled }
+
+// cancelled reports whether err says nothing but that contexts have ended.
+func cancelled(err error) bool {
+	switch e := err.(type) { //nolint:errorlint // it goes through the tree itself
+	case interface{ Unwrap() []error }:
+		for _, part := range e.Unwrap() {
+			if !cancelled(part) {
+				return false
+			}
+		}
+		return true
+	case interface{ Unwrap() error }:
+		if inner := e.Unwrap(); inner != nil {
+			return cancelled(inner)
+		}
+	}
+	return errors.Is(err, context.Canceled)
 }
 
 // describeLLM says who answers LLM calls, without what may be secret in a
@@ -153,7 +183,9 @@ func (u *Up) configure(ctx context.Context) error {
 		if s.LLMModel == "" {
 			s.LLMModel = "simulator/simulated-model"
 		}
-		u.cfg.Process.Limits = ratelimit.Limits{{Account: "simulator", RequestsPerMinute: u.cfg.SimulatorRPM}}
+		if u.cfg.SimulatorRPM > 0 {
+			u.cfg.Process.Limits = ratelimit.Limits{{Account: "simulator", RequestsPerMinute: u.cfg.SimulatorRPM}}
+		}
 	}
 	if _, err := Migrate(ctx, s, u.cfg.Process.Log); err != nil {
 		return err

@@ -61,6 +61,7 @@ type Up struct {
 	Settings *settings.Settings
 
 	cfg      UpConfig
+	listens  string
 	services *embedded.Services
 	proxy    string
 	end      context.CancelFunc
@@ -75,7 +76,7 @@ func RunUp(ctx context.Context, cfg UpConfig) error {
 	if err != nil {
 		return err
 	}
-	u := &Up{cfg: cfg, API: "http://" + front.listener.Addr().String(), Provider: describeLLM(&p.Settings), Settings: &p.Settings}
+	u := &Up{cfg: cfg, API: "http://" + reachable(front.listener.Addr().String()), Provider: describeLLM(&p.Settings), Settings: &p.Settings, listens: front.listener.Addr().String()}
 	parts := []part{{"http", front.serve}}
 	if len(p.Settings.LLMProviders) == 0 {
 		simulator, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // does not block
@@ -118,6 +119,29 @@ func cancelled(err error) bool {
 		}
 	}
 	return errors.Is(err, context.Canceled)
+}
+
+// reachable turns an address that stands for all of the machine's into one that
+// a client on this machine can call.
+func reachable(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if ip := net.ParseIP(host); err == nil && ip != nil && ip.IsUnspecified() {
+		return net.JoinHostPort("127.0.0.1", port)
+	}
+	return addr
+}
+
+// access says who may use the API at the address that it listens on.
+func access(auth, addr string) string {
+	where := "on " + addr
+	host, port, err := net.SplitHostPort(addr)
+	if ip := net.ParseIP(host); err == nil && ip != nil && ip.IsUnspecified() {
+		where = "on all addresses of this machine, port " + port
+	}
+	if auth == "off" {
+		return "no authentication, " + where
+	}
+	return "authentication " + auth + ": whoever reaches the API may use it, " + where
 }
 
 // describeLLM says who answers LLM calls, without what may be secret in a
@@ -282,8 +306,9 @@ func (u *Up) banner() {
 	line := func(format string, args ...any) {
 		_, _ = fmt.Fprintf(u.cfg.Banner, format+"\n", args...)
 	}
-	line("Millrace is up: %d workers, handler %s, no authentication (loopback only)", u.cfg.Workers, u.Settings.Handler)
+	line("Millrace is up: %d workers, handler %s", u.cfg.Workers, u.Settings.Handler)
 	line("  API        %s    docs %s/docs    metrics %s/metrics", u.API, u.API, u.API)
+	line("  access     %s", access(u.Settings.Auth, u.listens))
 	line("  LLM        %s", u.Provider)
 	if u.Simulator != "" {
 		line("  simulator  %s", u.Simulator)

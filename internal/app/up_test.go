@@ -7,6 +7,8 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"millrace/internal/settings"
 )
 
 func TestCancellationIsToldFromWhatWentWrong(t *testing.T) {
@@ -32,5 +34,38 @@ func TestCancellationIsToldFromWhatWentWrong(t *testing.T) {
 				t.Errorf("%v: got %v, want %v", test.err, got, test.want)
 			}
 		})
+	}
+}
+
+func TestBannerTellsWhereAndToWhomTheAPIIsOpen(t *testing.T) {
+	tests := []struct{ auth, listens, call, access string }{
+		{"off", "127.0.0.1:8080", "127.0.0.1:8080", "no authentication, on 127.0.0.1:8080"},
+		{"off", "[::1]:8080", "[::1]:8080", "no authentication, on [::1]:8080"},
+		{
+			"trust-network", "[::]:41093", "127.0.0.1:41093",
+			"authentication trust-network: whoever reaches the API may use it, on all addresses of this machine, port 41093",
+		},
+		{"trust-network", "192.0.2.1:80", "192.0.2.1:80", "authentication trust-network: whoever reaches the API may use it, on 192.0.2.1:80"},
+	}
+	for _, test := range tests {
+		if got := reachable(test.listens); got != test.call {
+			t.Errorf("%s: call %s, want %s", test.listens, got, test.call)
+		}
+		if got := access(test.auth, test.listens); got != test.access {
+			t.Errorf("%s on %s: got %q, want %q", test.auth, test.listens, got, test.access)
+		}
+	}
+}
+
+func TestProviderIsNamedWithoutItsSecrets(t *testing.T) {
+	s := settings.Settings{
+		LLMModel:     "m",
+		LLMProviders: []settings.LLMProvider{{Name: "openai", BaseURL: "https://user:secret@llm.example.com/v1?key=secret", APIKey: "secret"}},
+	}
+	if got, want := describeLLM(&s), "openai at llm.example.com, model m"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := describeLLM(&settings.Settings{}); got != "simulated" {
+		t.Errorf("no provider: %q", got)
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"millrace"
+	"millrace/ingest"
+	"millrace/ratelimit"
 )
 
 var (
@@ -30,6 +32,7 @@ func (l *loader) check(s *Settings) {
 	l.checkHTTP(s)
 	l.checkPriorities(s)
 	l.checkWorker(s)
+	l.checkContents(s)
 }
 
 func (l *loader) checkKafka(s *Settings) {
@@ -184,6 +187,31 @@ func (l *loader) checkWorker(s *Settings) {
 			l.problem("LLM_MODEL", "", "missing: MILLRACE_HANDLER=agent needs the name of a model")
 		}
 	}
+}
+
+// checkContents judges the files that settings name, so that a broken one is
+// known before anything starts.
+func (l *loader) checkContents(s *Settings) {
+	judge := func(name, path string, load func() error) {
+		wrong := func(p Problem) bool { return p.Name == Prefix+name }
+		if path == "" || slices.ContainsFunc(l.problems, wrong) {
+			return
+		}
+		if err := load(); err != nil {
+			l.problem(name, strconv.Quote(path), "%s", strings.ReplaceAll(err.Error(), "\n", "\n  "))
+		}
+	}
+	priorities := func(p Problem) bool { return p.Name == Prefix+"PRIORITIES" }
+	if !slices.ContainsFunc(l.problems, priorities) { // the rules name priorities
+		judge("RULES_FILE", s.RulesFile, func() error {
+			_, err := ingest.LoadRules(s.RulesFile, s.Priorities)
+			return err
+		})
+	}
+	judge("LIMITS_FILE", s.LimitsFile, func() error {
+		_, err := ratelimit.LoadLimits(s.LimitsFile)
+		return err
+	})
 }
 
 func validPort(port string, least int) bool {

@@ -80,6 +80,15 @@ func TestInvalidSettings(t *testing.T) {
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	notYAML, unknownPriority := filepath.Join(folder, "passwd"), filepath.Join(folder, "rules.yaml")
+	for path, content := range map[string]string{
+		notYAML:         "root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1::/:/bin/false\n",
+		unknownPriority: "rules:\n  - name: a\n    when: size > 1\n    priority: urgent\n",
+	} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	tests := []struct {
 		role Role
 		env  string // separated by spaces
@@ -103,6 +112,11 @@ func TestInvalidSettings(t *testing.T) {
 		{RoleTool, "KAFKA_TLS=on KAFKA_TLS_CA_FILE=" + folder, "KAFKA_TLS_CA_FILE", "folder"},
 		{RoleTool, "KAFKA_TLS=on KAFKA_TLS_CERT_FILE=" + empty, "KAFKA_TLS_CERT_FILE", "together"},
 		{RoleTool, "RULES_FILE=/nowhere/rules.yaml", "RULES_FILE", "no such file"},
+		{RoleIngest, "RULES_FILE=" + notYAML, "RULES_FILE", "rules"},
+		{RoleIngest, "RULES_FILE=" + unknownPriority, "RULES_FILE", unknownPriority + ":4:"},
+		{RoleWorker, "LIMITS_FILE=" + notYAML, "LIMITS_FILE", "line 1"},
+		{RoleWorker, "LIMITS_FILE=" + unknownPriority, "LIMITS_FILE", "rules"},
+		{RoleWorker, "LIMITS_FILE=" + empty, "LIMITS_FILE", "empty"},
 		{RoleTool, "TOPIC_PREFIX=a/b", "TOPIC_PREFIX", "letters"},
 		{RoleTool, "REDIS_URL=localhost:6379", "REDIS_URL", "redis://"},
 		{RoleTool, "REDIS_URL=redis://localhost/x", "REDIS_URL", "redis://"},

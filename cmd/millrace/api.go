@@ -13,16 +13,18 @@ import (
 	"time"
 
 	"millrace"
+	"millrace/internal/settings"
 )
 
 // api talks to ingest over HTTP.
 type api struct {
 	url    string
+	shown  string // url, without what may be secret in it
 	client *http.Client
 }
 
 func newAPI(url string) *api {
-	return &api{url: url, client: &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()}}
+	return &api{url: url, shown: settings.MaskURL(url), client: &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()}}
 }
 
 func (a *api) close() { a.client.CloseIdleConnections() }
@@ -74,12 +76,12 @@ func (a *api) do(ctx context.Context, method, path, contentType, idempotencyKey 
 	}
 	response, err := a.client.Do(request)
 	if err != nil {
-		return nil, nil, fmt.Errorf("API at %s (MILLRACE_URL): %w", a.url, cause(ctx, err))
+		return nil, nil, fmt.Errorf("API at %s (MILLRACE_URL): %w", a.shown, cause(ctx, err))
 	}
 	defer response.Body.Close() //nolint:errcheck // it was only read
 	answer, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
 	if err != nil {
-		return nil, nil, fmt.Errorf("read answer of %s: %w", a.url, cause(ctx, err))
+		return nil, nil, fmt.Errorf("read answer of %s: %w", a.shown, cause(ctx, err))
 	}
 	if response.StatusCode >= 200 && response.StatusCode < 300 {
 		return response.Header, answer, nil
@@ -151,7 +153,7 @@ func (a *api) submit(ctx context.Context, body []byte, idempotencyKey string) (i
 			TaskID string `json:"task_id"`
 		}
 		if err := json.Unmarshal(answer, &accepted); err != nil || accepted.TaskID == "" {
-			return "", fmt.Errorf("the API at %s gave no task id; is it a Millrace?", a.url)
+			return "", fmt.Errorf("the API at %s gave no task id; is it a Millrace?", a.shown)
 		}
 		return accepted.TaskID, nil
 	}

@@ -52,6 +52,7 @@ func TestExitCodes(t *testing.T) {
 		{"submit --payload x", nil, 2, "not JSON"},
 		{"submit --payload @/nowhere", nil, 1, "no such file"},
 		{"submit --payload {}", []string{"MILLRACE_URL=http://127.0.0.1:1"}, 1, "API at http://127.0.0.1:1 (MILLRACE_URL): dial"},
+		{"submit --payload {}", []string{"MILLRACE_URL=http://u:upass@127.0.0.1:1"}, 1, "API at http://u:***@127.0.0.1:1 (MILLRACE_URL): dial"},
 		{"tail --count -1", nil, 2, "want 1 or more"},
 	}
 	for _, test := range tests {

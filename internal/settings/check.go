@@ -40,7 +40,7 @@ func (l *loader) checkKafka(s *Settings) {
 		s.KafkaBrokers[i] = strings.TrimSpace(broker)
 		host, port, err := net.SplitHostPort(s.KafkaBrokers[i])
 		if err != nil || host == "" || !validPort(port, 1) {
-			l.problem("KAFKA_BROKERS", strconv.Quote(broker), "want host:port, several separated by commas")
+			l.problem("KAFKA_BROKERS", strconv.Quote(MaskURL(broker)), "want host:port, several separated by commas")
 		}
 	}
 	if !s.KafkaTLS {
@@ -103,14 +103,14 @@ func (l *loader) checkHTTP(s *Settings) {
 		host, port, err := net.SplitHostPort(s.HTTPAddr)
 		switch {
 		case err != nil || !validPort(port, 0):
-			l.problem("HTTP_ADDR", strconv.Quote(s.HTTPAddr), "want host:port, such as 127.0.0.1:8080, or :8080 for all addresses of the machine")
+			l.problem("HTTP_ADDR", strconv.Quote(MaskURL(s.HTTPAddr)), "want host:port, such as 127.0.0.1:8080, or :8080 for all addresses of the machine")
 		case l.role.serves() && s.Auth == "off" && !isLoopback(host):
 			l.problem("HTTP_ADDR", strconv.Quote(s.HTTPAddr), "with MILLRACE_AUTH=off anybody who reaches this address can send tasks: "+
 				"want a loopback address, or MILLRACE_AUTH=trust-network if the network lets in only those who may")
 		}
 	}
 	if !isHTTP(s.URL) {
-		l.problem("URL", strconv.Quote(s.URL), "want an http:// or https:// URL")
+		l.problem("URL", strconv.Quote(MaskURL(s.URL)), "want an http:// or https:// URL")
 	}
 	s.URL = strings.TrimRight(s.URL, "/")
 }
@@ -167,12 +167,12 @@ func (l *loader) checkWorker(s *Settings) {
 		l.problem("RETRY_MIN", strconv.Quote(s.RetryMin.String()), "want at most MILLRACE_RETRY_MAX, which is %s", s.RetryMax)
 	}
 	if s.HandlerURL != "" && !isHTTP(s.HandlerURL) {
-		l.problem("HANDLER_URL", strconv.Quote(mask(s.HandlerURL)), "want an http:// or https:// URL")
+		l.problem("HANDLER_URL", strconv.Quote(MaskURL(s.HandlerURL)), "want an http:// or https:// URL")
 	}
 	if s.LLMProxyAddr != "off" && s.LLMProxyAddr != "" {
 		host, port, err := net.SplitHostPort(s.LLMProxyAddr)
 		if err != nil || !validPort(port, 0) || !isLoopback(host) {
-			l.problem("LLM_PROXY_ADDR", strconv.Quote(s.LLMProxyAddr), "want a loopback host:port, such as 127.0.0.1:8090, or off: whoever reaches the proxy calls the LLM with your key")
+			l.problem("LLM_PROXY_ADDR", strconv.Quote(MaskURL(s.LLMProxyAddr)), "want a loopback host:port, such as 127.0.0.1:8090, or off: whoever reaches the proxy calls the LLM with your key")
 		}
 	}
 	if l.role.runs() && s.Handler == "http" && s.HandlerURL == "" {

@@ -85,9 +85,9 @@ func text(v reflect.Value) string {
 		}
 		return strings.Join(pairs, ",")
 	case string:
-		// A URL may carry a password even where none is expected.
-		if strings.Contains(value, "@") && strings.Contains(value, "://") {
-			return mask(value)
+		// A URL may carry a password or a key even where none is expected.
+		if strings.Contains(value, "://") {
+			return MaskURL(value)
 		}
 	}
 	return fmt.Sprint(v.Interface())

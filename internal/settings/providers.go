@@ -104,7 +104,7 @@ func (l *loader) provider(name string) LLMProvider {
 	case p.BaseURL == "":
 		l.problem(variable+"_BASE_URL", "", "missing: want the address of the provider's API, such as https://llm.example.com/v1")
 	case !isHTTP(p.BaseURL):
-		l.problem(variable+"_BASE_URL", strconv.Quote(mask(p.BaseURL)), "want an http:// or https:// URL")
+		l.problem(variable+"_BASE_URL", strconv.Quote(MaskURL(p.BaseURL)), "want an http:// or https:// URL")
 	}
 	return p
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -30,23 +31,45 @@ func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 // Reveal returns the text.
 func (s Secret) Reveal() string { return string(s) }
 
-// mask hides what is secret in a value: the password of a URL, otherwise all.
+// mask hides what is secret in a value: of a URL user and query, otherwise all.
+// The URL of a database keeps its user and the parameters that are no secret.
 func mask(value string) string {
 	u, err := url.Parse(value)
 	if err != nil || u.Scheme == "" || u.Host == "" {
 		return masked
 	}
+	database := slices.Contains(databaseSchemes, u.Scheme)
 	if _, has := u.User.Password(); has {
 		u.User = url.UserPassword(u.User.Username(), masked)
+	} else if u.User != nil && !database {
+		u.User = url.User(masked) // a token is often given as the user
 	}
-	query := u.Query()
-	for name := range query {
-		if strings.Contains(strings.ToLower(name), "password") {
-			query.Set(name, masked)
+	if u.RawQuery != "" {
+		query := u.Query()
+		for name := range query {
+			if !database || strings.Contains(strings.ToLower(name), "password") {
+				query.Set(name, masked)
+			}
+		}
+		if u.RawQuery = query.Encode(); u.RawQuery == "" {
+			u.RawQuery = masked // nothing that could be read
 		}
 	}
-	u.RawQuery = query.Encode()
+	if u.Fragment != "" {
+		u.Fragment, u.RawFragment = masked, ""
+	}
 	return strings.ReplaceAll(u.String(), url.QueryEscape(masked), masked)
+}
+
+var databaseSchemes = []string{"postgres", "postgresql", "redis", "rediss"}
+
+// MaskURL returns a URL without what may be secret in it. Text in which nothing
+// can be is returned as it is, so that a message about it stays readable.
+func MaskURL(value string) string {
+	if !strings.ContainsAny(value, "@?#") {
+		return value
+	}
+	return mask(value)
 }
 
 // maxSecretBytes bounds what is read from a file that should hold a password.

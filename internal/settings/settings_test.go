@@ -250,7 +250,8 @@ func TestSecretsNeverShow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	env = append(env, "MILLRACE_HANDLER_URL=http://u:hunter2@h/turn", "MILLRACE_LLM_LOCAL_BASE_URL=http://u:hunter2@h/v1")
+	env = append(env, "MILLRACE_HANDLER_URL=http://u:hunter2@h/turn", "MILLRACE_LLM_LOCAL_BASE_URL=http://u:hunter2@h/v1",
+		"MILLRACE_LLM_QUERY_BASE_URL=https://h/v1?key=hunter2", "MILLRACE_LLM_TOKEN_BASE_URL=https://hunter2@h/v1", "MILLRACE_URL=http://h/?hunter2;=#hunter2")
 	withURLs, err := Load(env, RoleWorker)
 	if err != nil {
 		t.Fatal(err)
@@ -271,6 +272,14 @@ func TestSecretsNeverShow(t *testing.T) {
 			t.Errorf("%s shows a secret: %s", how, shown)
 		}
 	}
+	for plain, want := range map[string]string{
+		"http://u:p@h:1/v1?key=k&a=b": "http://u:***@h:1/v1?a=***&key=***", "http://127.0.0.1:8080": "http://127.0.0.1:8080",
+		"https://token@h/v1": "https://***@h/v1", "127.0.0.1:8080": "127.0.0.1:8080",
+	} {
+		if got := MaskURL(plain); got != want {
+			t.Errorf("%s is shown as %s, want %s", plain, got, want)
+		}
+	}
 	if got := s.PostgresURL.String(); got != "postgres://u:***@h/db?sslpassword=***" {
 		t.Errorf("masked URL: %s", got)
 	}
@@ -279,7 +288,8 @@ func TestSecretsNeverShow(t *testing.T) {
 		"POSTGRES_URL=postgres://u:hunter2@h:x/db", "POSTGRES_URL=postgres://u:hunter2@h/db?sslmode=no", "POSTGRES_URL=hunter2",
 		"POSTGRES_URL=postgres://u:hunter2%zz@h/db", "REDIS_URL=redis://u:hunter2@h/x", "REDIS_URL=hunter2", "REDIS_URL=redis://u:hunter2@h:x:y",
 		"LLM_OPENAI_BASE_URL=ftp://u:hunter2@h", "KAFKA_PASSWORD=hunter2", "REDIS_URL=redis://:a@h REDIS_PASSWORD=hunter2",
-		"HANDLER_URL=ftp://u:hunter2@h",
+		"HANDLER_URL=ftp://u:hunter2@h", "URL=ftp://u:hunter2@x", "URL=u:hunter2@x:1", "LLM_LOCAL_BASE_URL=h?key=hunter2",
+		"KAFKA_BROKERS=kafka://u:hunter2@h:9092", "HTTP_ADDR=http://u:hunter2@h:80", "LLM_PROXY_ADDR=u:hunter2@h:80",
 	} {
 		_, err := Load(environ(bad), RoleWorker)
 		if err == nil || strings.Contains(err.Error(), "hunter2") {

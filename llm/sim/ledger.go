@@ -17,7 +17,7 @@ type Call struct {
 	At time.Time `json:"at"`
 	// Kind is the protocol: openai or anthropic.
 	Kind string `json:"kind"`
-	// Key is the API key; a long one is shown by its ends.
+	// Key stands for the API key: key- and the first 8 hex digits of its SHA-256.
 	Key   string `json:"key"`
 	Model string `json:"model"`
 	// Request identifies the body: the first 16 hex digits of its SHA-256.
@@ -46,7 +46,7 @@ type Summary struct {
 	OutputTokens int64            `json:"output_tokens"`
 	First        time.Time        `json:"first,omitzero"`
 	Last         time.Time        `json:"last,omitzero"`
-	// Peaks are by API key.
+	// Peaks are by API key, as [Call.Key] shows it.
 	Peaks map[string]Peaks `json:"peaks"`
 }
 

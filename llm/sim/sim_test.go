@@ -101,7 +101,7 @@ func TestRequestsAreLimitedOverASlidingMinute(t *testing.T) {
 		if w.Code != http.StatusTooManyRequests || !strings.Contains(w.Body.String(), "rate_limit_error") {
 			t.Fatalf("status %d, body %s: want Anthropic's refusal", w.Code, w.Body)
 		}
-		if peak := s.Summary().Peaks["key"].RequestsPerMinute; peak != 3 {
+		if peak := s.Summary().Peaks[mask("key")].RequestsPerMinute; peak != 3 {
 			t.Errorf("peak %d", peak)
 		}
 	})
@@ -286,7 +286,7 @@ func TestLedgerIsBoundedAndContinues(t *testing.T) {
 	if err := json.Unmarshal(send(s, httptest.NewRequest(http.MethodGet, "/ledger/summary", nil)).Body.Bytes(), &sum); err != nil {
 		t.Fatal(err)
 	}
-	if sum.Calls != 8 || sum.Complete != 8 || sum.Statuses[200] != 8 || sum.Peaks["key"].RequestsPerMinute != 8 {
+	if sum.Calls != 8 || sum.Complete != 8 || sum.Statuses[200] != 8 || sum.Peaks[mask("key")].RequestsPerMinute != 8 {
 		t.Errorf("summary %+v", sum)
 	}
 	send(s, httptest.NewRequest(http.MethodPost, "/reset", nil))
@@ -333,13 +333,25 @@ func TestNewReportsAllThatIsWrong(t *testing.T) {
 	}
 }
 
-func TestLongKeysAreMasked(t *testing.T) {
+func TestNoKeyIsShown(t *testing.T) {
 	s := newSim(t, Config{})
-	r := openAIRequest("q")
-	r.Header.Set("Authorization", "Bearer sk-0123456789abcdefghij")
-	send(s, r)
-	if key := s.Ledger(0)[0].Key; key != "sk-0…ghij" {
-		t.Fatalf("the ledger shows %q", key)
+	seen := make(map[string]bool)
+	for _, key := range []string{"sk-0123456789abcdefghij", "sk-real-paid", "k"} {
+		r := openAIRequest("q")
+		r.Header.Set("Authorization", "Bearer "+key)
+		send(s, r)
+		calls := s.Ledger(0)
+		shown := calls[len(calls)-1].Key
+		if strings.Contains(shown, key) && key != "k" || len(shown) != len("key-00000000") {
+			t.Errorf("the ledger shows %q as %q", key, shown)
+		}
+		if _, ok := s.Summary().Peaks[shown]; !ok {
+			t.Errorf("%q is not in the summary: %v", shown, s.Summary().Peaks)
+		}
+		seen[shown] = true
+	}
+	if len(seen) != 3 {
+		t.Errorf("keys cannot be told apart: %v", seen)
 	}
 }
 

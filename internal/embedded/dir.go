@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -41,6 +39,8 @@ type Dir struct {
 	path string
 	temp bool
 	lock *flock.Flock
+	// outside are the locks of folders outside that belong to the directory.
+	outside map[string]*flock.Flock
 	// account runs the children that refuse to run as root; nil for a normal user.
 	account *account
 
@@ -51,6 +51,9 @@ type Dir struct {
 type dirInfo struct {
 	Format  int       `json:"format"`
 	Created time.Time `json:"created"`
+	// Owner is a random id. Folders outside that belong to the directory have it
+	// as well.
+	Owner string `json:"owner"`
 	// Ports are where the services listened last, so that addresses stay the same
 	// across restarts when nobody has taken them in between.
 	Ports map[string]int `json:"ports"`
@@ -177,31 +180,15 @@ func (d *Dir) refuseForeign() error {
 	return nil
 }
 
-func (d *Dir) takeLock() error {
-	name := filepath.Join(d.path, lockFile)
-	d.lock = flock.New(name, flock.SetPermissions(0o600))
-	locked, err := d.lock.TryLock()
-	if err != nil {
-		return dirError(d.path, err)
-	}
-	if !locked {
-		pid := 0
-		if b, err := os.ReadFile(name); err == nil {
-			pid, _ = strconv.Atoi(strings.TrimSpace(string(b)))
-		}
-		return &DirInUseError{Path: d.path, PID: pid}
-	}
-	// The lock itself is the kernel's; the pid is only for whoever is refused.
-	if err := os.WriteFile(name, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o600); err != nil {
-		return errors.Join(dirError(d.path, err), d.lock.Unlock())
-	}
-	return nil
+func (d *Dir) takeLock() (err error) {
+	d.lock, err = lockPath(filepath.Join(d.path, lockFile), d.path)
+	return err
 }
 
 func (d *Dir) load() error {
 	b, err := os.ReadFile(filepath.Join(d.path, dirFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		d.info = dirInfo{Format: dirFormat, Created: time.Now().UTC().Truncate(time.Second), Ports: map[string]int{}}
+		d.info = dirInfo{Format: dirFormat, Created: time.Now().UTC().Truncate(time.Second), Owner: newOwner(), Ports: map[string]int{}}
 		return d.save()
 	}
 	if err != nil {
@@ -216,23 +203,14 @@ func (d *Dir) load() error {
 	if d.info.Ports == nil {
 		d.info.Ports = map[string]int{}
 	}
+	if d.info.Owner == "" {
+		d.info.Owner = newOwner()
+		return d.save()
+	}
 	return nil
 }
 
-func (d *Dir) save() error {
-	b, err := json.MarshalIndent(d.info, "", "  ")
-	if err != nil {
-		return fmt.Errorf("data directory %s: %w", d.path, err)
-	}
-	name := filepath.Join(d.path, dirFile)
-	if err := os.WriteFile(name+".tmp", append(b, '\n'), 0o600); err != nil {
-		return dirError(d.path, err)
-	}
-	if err := os.Rename(name+".tmp", name); err != nil {
-		return dirError(d.path, err)
-	}
-	return nil
-}
+func (d *Dir) save() error { return writeJSON(filepath.Join(d.path, dirFile), d.info) }
 
 // Path returns the directory's absolute path.
 func (d *Dir) Path() string { return d.path }
@@ -312,6 +290,9 @@ func (d *Dir) Close() error {
 	var err error
 	if d.temp {
 		err = os.RemoveAll(d.path)
+	}
+	for _, lock := range d.outside {
+		err = errors.Join(err, lock.Unlock())
 	}
 	if err := errors.Join(err, d.lock.Unlock()); err != nil {
 		return fmt.Errorf("close data directory %s: %w", d.path, err)

@@ -1,8 +1,6 @@
 package embedded
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -56,13 +54,20 @@ func (d *Dir) place(service, base string) (place, error) {
 	if _, err := os.Stat(inside); err == nil {
 		return place{}, fmt.Errorf("data directory %s: %w", d.path, blocked)
 	}
-	sum := sha256.Sum256([]byte(d.path))
-	path := filepath.Join(base, service+"-"+hex.EncodeToString(sum[:6]))
 	if err := makePassable(base); err != nil {
+		return place{}, errors.Join(blocked, dirError(base, err))
+	}
+	// A random name: a directory that was removed and made anew under its old path
+	// is another one, and has nothing to do with the old files.
+	path, err := os.MkdirTemp(base, service+"-")
+	if err != nil {
 		return place{}, errors.Join(blocked, dirError(base, err))
 	}
 	if err := makeOwned(path, acct); err != nil {
 		return place{}, errors.Join(blocked, dirError(path, err))
+	}
+	if err := d.claim(path, pointer); err != nil {
+		return place{}, err
 	}
 	if err := os.WriteFile(pointer, []byte(path+"\n"), 0o600); err != nil {
 		return place{}, dirError(d.path, err)
@@ -73,7 +78,11 @@ func (d *Dir) place(service, base string) (place, error) {
 func (d *Dir) pointed(service, path, pointer string) (place, error) {
 	acct, ok := ownerOf(path)
 	if !ok {
-		return place{}, fmt.Errorf("data directory %s: %s says that the files of %s are in %s, which is not there", d.path, pointer, service, path)
+		return place{}, fmt.Errorf("data directory %s: %s says that the files of %s are in %s, which is not there: bring it back, or delete %s to begin with an empty database",
+			d.path, pointer, service, path, pointer)
+	}
+	if err := d.claim(path, pointer); err != nil {
+		return place{}, err
 	}
 	return place{path: path, acct: acct, note: "as " + pointer + " says"}, acct.reaches(path)
 }

@@ -171,8 +171,12 @@ func (p *Postgres) readPassword(must bool) error {
 		p.password = strings.TrimSpace(string(b))
 		return nil
 	}
-	if !errors.Is(err, fs.ErrNotExist) || must {
+	switch {
+	case !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("the server's password: %w", err)
+	case must:
+		return fmt.Errorf("%s, the password of the database in %s, is missing: bring it back, or delete %s to begin with an empty database",
+			name, p.data(), p.data())
 	}
 	var secret [18]byte
 	rand.Read(secret[:])

@@ -14,7 +14,8 @@ import (
 )
 
 // settlePostmaster deals with what an earlier server left in its data directory.
-// This process holds the directory's lock, so a server that still runs on it is
+// This process holds the lock of the data directory, and of the server's folder
+// when that is outside of it, so a server that still runs on it is
 // an orphan on its way out: it is told to end and waited for. A file that names
 // a process which is something else by now is removed; the server itself would
 // refuse to start on it.

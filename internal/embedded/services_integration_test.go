@@ -238,6 +238,16 @@ func TestFilesGoWhereTheServersAccountCanGo(t *testing.T) {
 	if err != nil || again.path != at.path {
 		t.Errorf("placed at %s the second time, %v", again.path, err)
 	}
+	anew, err := OpenDir(DirConfig{Path: filepath.Join(closed, "anew"), MinFree: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if other, err := anew.place(postgresName, base); err != nil || other.path == at.path {
+		t.Errorf("another directory is placed at %s, %v", other.path, err)
+	}
+	if err := anew.Close(); err != nil {
+		t.Error(err)
+	}
 	if err := os.RemoveAll(at.path); err != nil {
 		t.Fatal(err)
 	}

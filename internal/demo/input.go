@@ -78,7 +78,10 @@ func OpenInput(path string, stdin io.Reader) (*Input, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open input: %w", err)
 	}
-	in := &Input{name: path, lenient: !info.Mode().IsRegular() && !info.IsDir(), open: func() (source, error) {
+	if info.IsDir() {
+		return nil, fmt.Errorf("input %s is a directory, want a file", path)
+	}
+	in := &Input{name: path, lenient: !info.Mode().IsRegular(), open: func() (source, error) {
 		f, err := os.Open(path)
 		if err != nil {
 			return nil, fmt.Errorf("open input: %w", err)
@@ -182,6 +185,8 @@ func (l *lines) readLine() ([]byte, error) {
 			return trimSpace(all), nil
 		case errors.Is(err, io.EOF):
 			return nil, io.EOF
+		case errors.Is(err, io.ErrUnexpectedEOF):
+			return nil, fmt.Errorf("%s:%d: the gzip file is cut short: %w", l.name, l.line, err)
 		}
 		return nil, fmt.Errorf("%s:%d: %w", l.name, l.line, err)
 	}
@@ -215,7 +220,14 @@ func parseTurn(b []byte) (Turn, error) {
 			if wrong.Field == "" {
 				return Turn{}, fmt.Errorf("want a JSON object, got %s", wrong.Value)
 			}
-			return Turn{}, fmt.Errorf("%s: got %s", wrong.Field, wrong.Value)
+			want := "a string"
+			switch wrong.Field {
+			case "turn":
+				want = "a whole number"
+			case "services":
+				want = "a list of strings"
+			}
+			return Turn{}, fmt.Errorf("%s: want %s, got %s", wrong.Field, want, wrong.Value)
 		}
 		return Turn{}, fmt.Errorf("not JSON: %w", err)
 	}

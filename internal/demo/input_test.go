@@ -102,12 +102,12 @@ func TestBrokenLinesAreNamed(t *testing.T) {
 		"an array":          {`[1]`, "want a JSON object, got array"},
 		"no conversation":   {`{"text":"t"}`, "conversation_id: missing"},
 		"null conversation": {`{"conversation_id":null,"text":"t"}`, "conversation_id: missing"},
-		"a number":          {`{"conversation_id":7,"text":"t"}`, "conversation_id: got number"},
+		"a number":          {`{"conversation_id":7,"text":"t"}`, "conversation_id: want a string, got number"},
 		"no text":           {`{"conversation_id":"c"}`, "text: missing"},
 		"empty text":        {`{"conversation_id":"c","text":""}`, "text: missing"},
 		"negative turn":     {`{"conversation_id":"c","text":"t","turn":-1}`, "turn: -1"},
-		"half a turn":       {`{"conversation_id":"c","text":"t","turn":1.5}`, "turn: got number 1.5"},
-		"services":          {`{"conversation_id":"c","text":"t","services":"x"}`, "services: got string"},
+		"half a turn":       {`{"conversation_id":"c","text":"t","turn":1.5}`, "turn: want a whole number, got number 1.5"},
+		"services":          {`{"conversation_id":"c","text":"t","services":"x"}`, "services: want a list of strings, got string"},
 		"a long id":         {`{"conversation_id":"` + strings.Repeat("x", 250) + `","text":"t"}`, "at most 242"},
 		"a control":         {`{"conversation_id":"a\u0007b","text":"t"}`, "control character"},
 	}
@@ -137,9 +137,9 @@ func TestUnusableInputsAreRefused(t *testing.T) {
 		want string
 	}{
 		"missing":    {filepath.Join(t.TempDir(), "none"), "no such file"},
-		"a folder":   {t.TempDir(), "is a directory"},
+		"a folder":   {t.TempDir(), "is a directory, want a file"},
 		"empty":      {writeInput(t, nil), "holds no turns"},
-		"half a zip": {writeInput(t, whole[:len(whole)/2]), "unexpected EOF"},
+		"half a zip": {writeInput(t, whole[:len(whole)/2]), "the gzip file is cut short"},
 		"no zip":     {writeInput(t, append([]byte{0x1f, 0x8b}, make([]byte, 20)...)), "gzip"},
 		"endless":    {writeInput(t, bytes.Repeat([]byte{'x'}, maxLineBytes+1)), "longer than"},
 		"all broken": {writeInput(t, bytes.Repeat([]byte("x\n"), 50)), "and perhaps more"},

@@ -123,7 +123,8 @@ type ChildError struct {
 func (e *ChildError) Error() string {
 	s := e.Name + ": " + e.How
 	if len(e.Log) > 0 {
-		s += "; its last words:\n  " + strings.Join(e.Log, "\n  ")
+		// The cause last, where it is read.
+		s = "the last words of " + e.Name + ":\n  " + strings.Join(e.Log, "\n  ") + "\n" + s
 	}
 	return s
 }

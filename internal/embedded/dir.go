@@ -84,21 +84,53 @@ func OpenDir(cfg DirConfig) (*Dir, error) {
 		return nil, err
 	}
 	d := &Dir{account: acct, temp: cfg.Path == ""}
+	var made []string
 	if d.temp {
 		d.path, err = makeTemp(acct)
 	} else {
+		made = missing(cfg.Path)
 		d.path, err = makeDir(cfg.Path, acct)
 	}
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = d.open(cfg.MinFree)
 	}
-	if err := d.open(cfg.MinFree); err != nil {
-		if d.temp {
-			err = errors.Join(err, os.RemoveAll(d.path))
-		}
+	switch {
+	case err != nil && d.temp && d.path != "":
+		return nil, errors.Join(err, os.RemoveAll(d.path))
+	case err != nil:
+		removeMade(made)
 		return nil, err
 	}
 	return d, nil
+}
+
+// missing lists the directories of a path that are not there, innermost first.
+func missing(path string) []string {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil
+	}
+	var dirs []string
+	for ; path != filepath.Dir(path); path = filepath.Dir(path) {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		dirs = append(dirs, path)
+	}
+	return dirs
+}
+
+// removeMade removes directories that were made for nothing. One that holds
+// more than an open of it leaves is kept.
+func removeMade(dirs []string) {
+	if len(dirs) > 0 {
+		_ = os.Remove(filepath.Join(dirs[0], lockFile))
+	}
+	for _, dir := range dirs {
+		if os.Remove(dir) != nil {
+			return
+		}
+	}
 }
 
 func (d *Dir) open(minFree int64) error {

@@ -133,13 +133,17 @@ func TestUnusableDirectoriesAreRefused(t *testing.T) {
 }
 
 func TestFullDiskIsRefusedWithFoundAndNeeded(t *testing.T) {
-	_, err := OpenDir(DirConfig{Path: t.TempDir(), MinFree: math.MaxInt64})
+	base := t.TempDir()
+	_, err := OpenDir(DirConfig{Path: filepath.Join(base, "a", "b"), MinFree: math.MaxInt64})
 	var full *DiskFullError
 	if !errors.As(err, &full) || full.Needed != math.MaxInt64 || full.Free == 0 {
 		t.Errorf("got %v, want what is free and what is needed", err)
 	}
-	if !strings.Contains(err.Error(), "MiB free") {
+	if !strings.Contains(err.Error(), "too little disk space") || !strings.Contains(err.Error(), "MiB free") {
 		t.Errorf("%q does not say how much is free", err)
+	}
+	if left, err := os.ReadDir(base); err != nil || len(left) > 0 {
+		t.Errorf("it left %v behind, %v", left, err)
 	}
 }
 

@@ -27,10 +27,10 @@ type DiskFullError struct {
 }
 
 func (e *DiskFullError) Error() string {
-	s := fmt.Sprintf("the disk is full: %s has %s free", e.Path, mib(e.Free))
 	if e.Needed > 0 {
-		s += ", " + mib(e.Needed) + " are needed"
+		return fmt.Sprintf("too little disk space: %s has %s free, %s are needed", e.Path, mib(e.Free), mib(e.Needed))
 	}
+	s := fmt.Sprintf("the disk is full: %s has %s free", e.Path, mib(e.Free))
 	if e.Err != nil {
 		s += ": " + e.Err.Error()
 	}

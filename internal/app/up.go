@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -97,6 +98,42 @@ func RunUp(ctx context.Context, cfg UpConfig) error {
 	return err
 }
 
+// causes leaves out of joined errors what follows from those before: what was
+// cut short by them, what is said again, and all that a full disk brings about.
+func causes(err error) error {
+	if err == nil || cancelled(err) {
+		return err
+	}
+	var kept []error
+	full := false
+	for _, e := range joined(err) {
+		again := func(before error) bool { return strings.Contains(before.Error(), e.Error()) }
+		if cancelled(e) || full && embedded.DiskFull(e) || slices.ContainsFunc(kept, again) {
+			continue
+		}
+		full = full || embedded.DiskFull(e)
+		kept = append(kept, e)
+	}
+	return errors.Join(kept...)
+}
+
+// joined lists the errors that [errors.Join] has put together.
+func joined(err error) []error {
+	several, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // one that wraps them says more
+	if !ok {
+		return []error{err}
+	}
+	parts := several.Unwrap()
+	if errors.Join(parts...).Error() != err.Error() {
+		return []error{err}
+	}
+	var all []error
+	for _, part := range parts {
+		all = append(all, joined(part)...)
+	}
+	return all
+}
+
 // interruptedError is a [context.Canceled] for people.
 type interruptedError struct{}
 
@@ -180,7 +217,7 @@ func (u *Up) run(ctx context.Context, front *front) (err error) {
 		return err
 	}
 	u.services = services
-	defer func() { err = errors.Join(err, services.Close()) }()
+	defer func() { err = causes(errors.Join(err, services.Close())) }()
 	if err := u.configure(ctx); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"syscall"
 	"testing"
 	"time"
 
@@ -67,5 +68,30 @@ func TestProviderIsNamedWithoutItsSecrets(t *testing.T) {
 	}
 	if got := describeLLM(&settings.Settings{}); got != "simulated" {
 		t.Errorf("no provider: %q", got)
+	}
+}
+
+func TestConsequencesAreLeftOutOfAnError(t *testing.T) {
+	stopped := fmt.Errorf("demo: %w", context.Canceled)
+	full := fmt.Errorf("embedded services: %w", syscall.ENOSPC)
+	broken := errors.New("embedded services: postgres was killed")
+	tests := map[string]struct {
+		err  error
+		want string
+	}{
+		"nothing":            {nil, "<nil>"},
+		"cut short":          {errors.Join(broken, errors.Join(stopped)), broken.Error()},
+		"interrupted only":   {errors.Join(stopped, stopped), stopped.Error() + "\n" + stopped.Error()},
+		"said again":         {errors.Join(errors.Join(fmt.Errorf("up: %w", broken)), broken), "up: " + broken.Error()},
+		"a full disk":        {errors.Join(full, errors.Join(stopped, fmt.Errorf("close: %w", syscall.ENOSPC))), full.Error()},
+		"another one":        {errors.Join(full, broken), full.Error() + "\n" + broken.Error()},
+		"words around a few": {fmt.Errorf("%w (%w)", broken, stopped), broken.Error() + " (" + stopped.Error() + ")"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			if got := fmt.Sprint(causes(test.err)); got != test.want {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+		})
 	}
 }

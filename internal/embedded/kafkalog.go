@@ -26,13 +26,15 @@ func (l *kafkaLog) Logf(level kfake.LogLevel, format string, args ...any) {
 	switch level {
 	case kfake.LogLevelError, kfake.LogLevelWarn:
 		line := fmt.Sprintf(format, args...)
-		if level == kfake.LogLevelError {
+		// The first write that is lost ends the services, and is told then; every
+		// further one follows from it.
+		if lostWrite(format) {
+			l.logger.Debug().Msg(line)
+			l.fail(line, args)
+		} else if level == kfake.LogLevelError {
 			l.logger.Error().Msg(line)
 		} else {
 			l.logger.Debug().Msg(line)
-		}
-		if lostWrite(format) {
-			l.fail(line, args)
 		}
 	case kfake.LogLevelNone, kfake.LogLevelInfo, kfake.LogLevelDebug:
 	}

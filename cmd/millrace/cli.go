@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"syscall"
 	"time"
@@ -21,8 +22,9 @@ import (
 
 // Exit codes.
 const (
-	exitFailed  = 1
-	exitInvalid = 2
+	exitFailed      = 1
+	exitInvalid     = 2
+	exitInterrupted = 128 + int(syscall.SIGINT)
 )
 
 // cli is what commands see of the process that they run in.
@@ -34,6 +36,7 @@ type cli struct {
 	exit    func(code int)
 
 	started bool // arguments and flags were all right
+	serves  bool // to be stopped is how it ends, and no interruption
 }
 
 // makers make the commands. Each command's file registers its own.
@@ -59,7 +62,8 @@ identical workers run them: one at a time and in order within a conversation.
 Settings come from the environment, with the prefix MILLRACE_; flags say what
 one call does. "millrace config" lists the settings.
 
-Exit codes: 0 done, 1 failed, 2 wrong settings or a wrong call.`,
+Exit codes: 0 done, 1 failed, 2 wrong settings or a wrong call, 130 interrupted.
+What serves until it is stopped ends with 0 when it is.`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
@@ -98,6 +102,9 @@ func run(c *cli, args []string) int {
 	if err == nil {
 		return 0
 	}
+	if c.interrupted(ctx, err) {
+		return exitInterrupted
+	}
 	c.complain("%v", err)
 	var (
 		invalid *settings.InvalidError
@@ -113,10 +120,44 @@ func run(c *cli, args []string) int {
 	return exitFailed
 }
 
+// interruption is what ends the context of a command that is told to stop.
+type interruption struct{}
+
+func (interruption) Error() string { return "interrupted" }
+
+// Is makes it what a context without a cause would say.
+func (interruption) Is(target error) bool { return target == context.Canceled }
+
+// interrupted reports whether a command ended because it was told to, and says
+// so. What libraries make of an ended context reads like a failure, so it is
+// told only where the command has found words for it.
+func (c *cli) interrupted(ctx context.Context, err error) bool {
+	if ctx.Err() == nil || c.serves || !stoppedBy(err) {
+		return false
+	}
+	told := interruption{}
+	if !errors.As(err, &told) {
+		err = told
+	}
+	c.complain("%v", err)
+	return true
+}
+
+// stoppedBy reports whether err follows from an ended context: it says so, or
+// a program was killed, for Ctrl-C reaches the programs that a command runs too.
+func stoppedBy(err error) bool {
+	var program *exec.ExitError
+	if errors.As(err, &program) {
+		status, ok := program.Sys().(syscall.WaitStatus)
+		return ok && status.Signaled()
+	}
+	return errors.Is(err, context.Canceled)
+}
+
 // untilSignal returns a context that ends with the first SIGINT or SIGTERM. The
 // second one ends the process at once.
 func (c *cli) untilSignal(parent context.Context) (context.Context, func()) {
-	ctx, cancel := context.WithCancel(parent)
+	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	over, done := make(chan struct{}), make(chan struct{})
@@ -129,7 +170,7 @@ func (c *cli) untilSignal(parent context.Context) (context.Context, func()) {
 					c.exit(128 + int(s.(syscall.Signal)))
 					return
 				}
-				cancel()
+				cancel(interruption{})
 			case <-over:
 				return
 			}
@@ -139,7 +180,7 @@ func (c *cli) untilSignal(parent context.Context) (context.Context, func()) {
 		signal.Stop(signals)
 		close(over)
 		<-done
-		cancel()
+		cancel(nil)
 	}
 }
 

@@ -47,6 +47,7 @@ MILLRACE_LLM_MODEL=sim/any-name.`,
 }
 
 func (c *cli) llmSim(ctx context.Context, cfg sim.Config) error {
+	c.serves = true
 	s, err := c.settings(settings.RoleSimulator)
 	if err != nil {
 		return err

@@ -75,6 +75,7 @@ Needs PostgreSQL with its schema, and Kafka.`,
 
 // serve runs a long-lived process.
 func (c *cli) serve(ctx context.Context, role settings.Role, run func(context.Context, *app.Process) error) error {
+	c.serves = true
 	s, err := c.settings(role)
 	if err != nil {
 		return err

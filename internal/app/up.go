@@ -95,7 +95,7 @@ func RunUp(ctx context.Context, cfg UpConfig) error {
 	if ctx.Err() != nil && err != nil && cancelled(err) {
 		return interruptedError{}
 	}
-	return err
+	return causes(err)
 }
 
 // causes leaves out of joined errors what follows from those before: what was

@@ -119,7 +119,7 @@ func causes(err error) error {
 
 // joined lists the errors that [errors.Join] has put together.
 func joined(err error) []error {
-	several, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // one that wraps them says more
+	several, ok := err.(interface{ Unwrap() []error })
 	if !ok {
 		return []error{err}
 	}

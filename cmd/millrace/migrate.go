@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 
-	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
 	"millrace/internal/app"
@@ -29,7 +28,11 @@ version before go on working while and after they run.`,
 			if err != nil {
 				return err
 			}
-			log := zerolog.New(zerolog.ConsoleWriter{Out: c.err, NoColor: !isTerminal(c.err)}).Level(zerolog.WarnLevel)
+			log, flush, err := c.logger(&s, nil)
+			if err != nil {
+				return err
+			}
+			defer flush()
 			if check {
 				current, wanted, err := app.CheckSchema(cmd.Context(), &s, log)
 				if err != nil {

@@ -37,6 +37,8 @@ type Config struct {
 // of all. Logger.Fatal and os.Exit lose what the writer still holds: return
 // errors up to main instead.
 func New(cfg Config) (zerolog.Logger, *Writer, error) {
+	// With a unit, which a bare number lacks. The format is global to the library.
+	zerolog.DurationFieldFormat = zerolog.DurationFormatString
 	level := zerolog.InfoLevel
 	if cfg.Level != "" {
 		var err error

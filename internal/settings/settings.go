@@ -23,13 +23,12 @@ const (
 	RoleIngest    Role = "ingest"
 	RoleWorker    Role = "worker"
 	RoleRelay     Role = "relay"
-	RoleAutoscale Role = "autoscale"
 	RoleSimulator Role = "simulator"
 )
 
 // Roles returns all roles.
 func Roles() []Role {
-	return []Role{RoleTool, RoleUp, RoleIngest, RoleWorker, RoleRelay, RoleAutoscale, RoleSimulator}
+	return []Role{RoleTool, RoleUp, RoleIngest, RoleWorker, RoleRelay, RoleSimulator}
 }
 
 // serves reports whether the role accepts tasks over HTTP.
@@ -75,7 +74,7 @@ type Settings struct {
 	PostgresMaxConns int    `envconfig:"POSTGRES_MAX_CONNS" default:"10" min:"2" max:"1000" desc:"connections to PostgreSQL that a process opens at most"`
 
 	// HTTP.
-	HTTPAddr        string `envconfig:"HTTP_ADDR" shown:"127.0.0.1 with port 8080 (up, ingest), 8081 (worker), 8082 (relay), 8083 (autoscale), 8089 (simulator)" desc:"address of the API, of health and of metrics, host:port; port 0 takes a free one"`
+	HTTPAddr        string `envconfig:"HTTP_ADDR" shown:"127.0.0.1 with port 8080 (up, ingest), 8081 (worker), 8082 (relay), 8089 (simulator)" desc:"address of the API, of health and of metrics, host:port; port 0 takes a free one"`
 	Auth            string `envconfig:"AUTH" default:"off" oneof:"off|trust-network" desc:"who may send tasks: off lets in anybody, and is refused unless HTTP_ADDR is on loopback; trust-network lets in anybody who reaches the address"`
 	MaxPayloadBytes int    `envconfig:"MAX_PAYLOAD_BYTES" default:"1048576" min:"1" max:"2031616" desc:"the largest payload of a task, in bytes"`
 	URL             string `envconfig:"URL" default:"http://127.0.0.1:8080" desc:"the API that commands such as submit talk to"`
@@ -119,7 +118,6 @@ var roleDefaults = map[Role]map[string]string{
 	RoleIngest:    {"HTTP_ADDR": "127.0.0.1:8080"},
 	RoleWorker:    {"HTTP_ADDR": "127.0.0.1:8081"},
 	RoleRelay:     {"HTTP_ADDR": "127.0.0.1:8082"},
-	RoleAutoscale: {"HTTP_ADDR": "127.0.0.1:8083"},
 	RoleSimulator: {"HTTP_ADDR": "127.0.0.1:8089"},
 }
 

@@ -33,7 +33,7 @@ func problems(t *testing.T, err error) []Problem {
 func TestDefaultsAreValidForEveryRole(t *testing.T) {
 	addresses := map[Role]string{
 		RoleTool: "", RoleUp: "127.0.0.1:8080", RoleIngest: "127.0.0.1:8080", RoleWorker: "127.0.0.1:8081",
-		RoleRelay: "127.0.0.1:8082", RoleAutoscale: "127.0.0.1:8083", RoleSimulator: "127.0.0.1:8089",
+		RoleRelay: "127.0.0.1:8082", RoleSimulator: "127.0.0.1:8089",
 	}
 	for _, role := range Roles() {
 		s, err := Load(nil, role)

@@ -41,7 +41,7 @@ func TestOfficialOpenAIClientThroughTheProxy(t *testing.T) {
 		t.Errorf("streamed %q, %v", text.String(), err)
 	}
 	calls := s.Ledger(0)
-	if len(calls) != 2 || calls[0].Model != "m" || calls[0].Key != realKey {
+	if len(calls) != 2 || calls[0].Model != "m" || calls[0].Key != sim.KeyID(realKey) {
 		t.Fatalf("the provider saw %+v", calls)
 	}
 	want := millrace.Usage{

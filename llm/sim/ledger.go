@@ -142,7 +142,7 @@ func (s *Simulator) Summary() Summary {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for key, a := range s.keys {
-		sum.Peaks[mask(key)] = a.peaks
+		sum.Peaks[KeyID(key)] = a.peaks
 	}
 	return sum
 }

@@ -68,7 +68,7 @@ func New(cfg Config) (*Simulator, error) {
 	var errs []error
 	errs = append(errs, cfg.Limits.validate("limits"), cfg.Faults.validate())
 	for key, limits := range cfg.Keys {
-		errs = append(errs, limits.validate("limits of key "+mask(key)))
+		errs = append(errs, limits.validate("limits of key "+KeyID(key)))
 	}
 	for name, n := range map[string]int64{
 		"answer tokens": int64(cfg.AnswerTokens), "ledger size": int64(cfg.LedgerSize),
@@ -174,7 +174,7 @@ func (s *Simulator) serve(p protocol) http.HandlerFunc {
 		}
 		hash := sha256.Sum256(body)
 		entry := Call{
-			At: time.Now(), Kind: p.kind(), Key: mask(p.key(r)),
+			At: time.Now(), Kind: p.kind(), Key: KeyID(p.key(r)),
 			Request: hex.EncodeToString(hash[:8]), Status: http.StatusOK,
 		}
 		refuse := func(e apiError) {
@@ -244,8 +244,9 @@ func (s *Simulator) decide(r *http.Request, output int64) (fault string, delay t
 	return fault, max(delay, 0) + time.Duration(output)*l.PerToken, err
 }
 
-// mask stands for an API key, which may be a real one, of whatever length.
-func mask(key string) string {
+// KeyID returns what the ledger shows of an API key: enough to tell keys apart,
+// nothing to call with.
+func KeyID(key string) string {
 	if key == "" {
 		return ""
 	}

@@ -101,7 +101,7 @@ func TestRequestsAreLimitedOverASlidingMinute(t *testing.T) {
 		if w.Code != http.StatusTooManyRequests || !strings.Contains(w.Body.String(), "rate_limit_error") {
 			t.Fatalf("status %d, body %s: want Anthropic's refusal", w.Code, w.Body)
 		}
-		if peak := s.Summary().Peaks[mask("key")].RequestsPerMinute; peak != 3 {
+		if peak := s.Summary().Peaks[KeyID("key")].RequestsPerMinute; peak != 3 {
 			t.Errorf("peak %d", peak)
 		}
 	})
@@ -286,7 +286,7 @@ func TestLedgerIsBoundedAndContinues(t *testing.T) {
 	if err := json.Unmarshal(send(s, httptest.NewRequest(http.MethodGet, "/ledger/summary", nil)).Body.Bytes(), &sum); err != nil {
 		t.Fatal(err)
 	}
-	if sum.Calls != 8 || sum.Complete != 8 || sum.Statuses[200] != 8 || sum.Peaks[mask("key")].RequestsPerMinute != 8 {
+	if sum.Calls != 8 || sum.Complete != 8 || sum.Statuses[200] != 8 || sum.Peaks[KeyID("key")].RequestsPerMinute != 8 {
 		t.Errorf("summary %+v", sum)
 	}
 	send(s, httptest.NewRequest(http.MethodPost, "/reset", nil))

@@ -48,7 +48,7 @@ func (c *cache) put(key laneKey, conv *millrace.Conversation) {
 }
 
 func (c *cache) remove(element *list.Element) *cached {
-	e := c.order.Remove(element).(*cached) //nolint:forcetypeassert,errcheck // nothing else is put in
+	e := c.order.Remove(element).(*cached) // nothing else is put in
 	delete(c.held, e.key)
 	c.bytes -= e.size
 	return e

@@ -259,7 +259,9 @@ func (e *Engine) enqueue(tp topicPartition, highWatermark int64, items []*item) 
 		it.part, it.priority = part, part.priority
 		it.task.Priority = e.cfg.Priorities[part.priority]
 		it.lookUp = it.invalid == nil && (it.record.Offset < part.lookUpBelow || it.task.Redrive > 0)
-		lookUp = lookUp || it.lookUp
+		// A redrive is looked up in its slot, right before it runs: the same one may
+		// have been sent twice and stand in the log next to itself.
+		lookUp = lookUp || it.lookUp && it.task.Redrive == 0
 		e.waiting[it.priority] += it.size
 		kept = append(kept, it)
 	}

@@ -65,7 +65,7 @@ func (e *Engine) lookUp(ctx context.Context, batch []fetched) (found map[millrac
 	var keys []millrace.Key
 	for _, f := range batch {
 		for _, it := range f.items {
-			if it.lookUp {
+			if it.lookUp && it.task.Redrive == 0 {
 				keys = append(keys, it.task.Key())
 			}
 		}
@@ -98,6 +98,7 @@ func (e *Engine) putLookedUp(batch []fetched, found map[millrace.Key]bool, relea
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := time.Now()
+	seen := make(map[millrace.Key]bool, len(batch))
 	for _, f := range batch {
 		f.part.unlooked--
 		for _, it := range f.items {
@@ -110,8 +111,11 @@ func (e *Engine) putLookedUp(batch []fetched, found map[millrace.Key]bool, relea
 				e.metrics.redeliveries.Inc()
 			default:
 				// The turn of an earlier owner may have completed the task since: it did when
-				// its hold was released, at the latest.
-				it.lookUp = it.lookUp && e.releases != releases
+				// its hold was released, at the latest. So may the same task before this one,
+				// which a sender's repeat has put into the log again.
+				key := it.task.Key()
+				it.lookUp = it.lookUp && (it.task.Redrive > 0 || e.releases != releases || seen[key])
+				seen[key] = true
 				e.queue(it, now)
 			}
 		}

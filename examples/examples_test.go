@@ -52,7 +52,9 @@ func startUp(t *testing.T, millrace, python, agent string, vars map[string]strin
 	}
 	u := &upProcess{process: start(t, syscall.SIGTERM, env, millrace, "up", "--llm-latency", "5ms")}
 	u.api = u.await(t, `API +(http://\S+)`)
-	u.simulator = u.await(t, `simulator +(http://\S+)`)
+	if _, other := vars["MILLRACE_LLM_ANTHROPIC_BASE_URL"]; !other { // with a provider, none is simulated
+		u.simulator = u.await(t, `simulator +(http://\S+)`)
+	}
 	u.kafka = u.await(t, `Kafka .*? on (127\.0\.0\.1:\d+)`)
 	return u
 }

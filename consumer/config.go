@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -142,17 +143,17 @@ func (c *Config) setDefaults() error {
 	if len(c.Priorities) == 0 {
 		c.Priorities = millrace.DefaultPriorities()
 	}
-	setDefault(&c.Slots, 100)
-	setDefault(&c.AgingAfter, 5*time.Second)
-	setDefault(&c.MaxAttempts, 5)
-	setDefault(&c.RetryMin, 200*time.Millisecond)
-	setDefault(&c.RetryMax, 30*time.Second)
-	setDefault(&c.TurnTimeout, 10*time.Minute)
-	setDefault(&c.RevokeGrace, 800*time.Millisecond)
-	setDefault(&c.DrainTimeout, 25*time.Second)
-	setDefault(&c.IntakeBytes, 256<<20)
-	setDefault(&c.IntakeOffsets, 100_000)
-	setDefault(&c.CacheBytes, 64<<20)
+	c.Slots = cmp.Or(c.Slots, 100)
+	c.AgingAfter = cmp.Or(c.AgingAfter, 5*time.Second)
+	c.MaxAttempts = cmp.Or(c.MaxAttempts, 5)
+	c.RetryMin = cmp.Or(c.RetryMin, 200*time.Millisecond)
+	c.RetryMax = cmp.Or(c.RetryMax, 30*time.Second)
+	c.TurnTimeout = cmp.Or(c.TurnTimeout, 10*time.Minute)
+	c.RevokeGrace = cmp.Or(c.RevokeGrace, 800*time.Millisecond)
+	c.DrainTimeout = cmp.Or(c.DrainTimeout, 25*time.Second)
+	c.IntakeBytes = cmp.Or(c.IntakeBytes, 256<<20)
+	c.IntakeOffsets = cmp.Or(c.IntakeOffsets, 100_000)
+	c.CacheBytes = cmp.Or(c.CacheBytes, 64<<20)
 	var errs []error
 	total := 0
 	for p, n := range c.Reserved {
@@ -182,13 +183,6 @@ func (c *Config) setDefaults() error {
 		errs = append(errs, fmt.Errorf("RetryMin %s is above RetryMax %s", c.RetryMin, c.RetryMax))
 	}
 	return errors.Join(errs...)
-}
-
-func setDefault[T comparable](v *T, d T) {
-	var zero T
-	if *v == zero {
-		*v = d
-	}
 }
 
 // Topic returns the topic of a priority.

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -77,10 +78,10 @@ func NewRelay(cfg RelayConfig) (*Relay, error) {
 	if cfg.TopicPrefix == "" {
 		cfg.TopicPrefix = "millrace."
 	}
-	setDefault(&cfg.BatchSize, 500)
-	setDefault(&cfg.PollInterval, 100*time.Millisecond)
-	setDefault(&cfg.Lease, 4*time.Second)
-	setDefault(&cfg.TransactionTimeout, 5*time.Second)
+	cfg.BatchSize = cmp.Or(cfg.BatchSize, 500)
+	cfg.PollInterval = cmp.Or(cfg.PollInterval, 100*time.Millisecond)
+	cfg.Lease = cmp.Or(cfg.Lease, 4*time.Second)
+	cfg.TransactionTimeout = cmp.Or(cfg.TransactionTimeout, 5*time.Second)
 	r := &Relay{cfg: cfg, id: uuid.New(), log: zerolog.Nop(), metrics: newRelayMetrics(cfg.Metrics)}
 	if cfg.Logger != nil {
 		r.log = cfg.Logger.With().Str("part", "relay").Logger()
@@ -90,13 +91,6 @@ func NewRelay(cfg RelayConfig) (*Relay, error) {
 		r.wake[i] = make(chan struct{}, 1)
 	}
 	return r, nil
-}
-
-func setDefault[T comparable](v *T, d T) {
-	var zero T
-	if *v == zero {
-		*v = d
-	}
 }
 
 // Notify wakes the given shards if this relay owns them: rows have been

@@ -278,20 +278,26 @@ var derivedNamespace = [16]byte{0x3d, 0x0c, 0x5b, 0x8e, 0x52, 0x6b, 0x4f, 0x0a, 
 // 5 (RFC 9562) of topic id, partition and offset. Reading the record again
 // gives the same id, so a repeat collapses.
 func DerivedID(topicID [16]byte, partition int32, offset int64) string {
-	name := make([]byte, 0, len(topicID)+4+8)
-	name = append(name, topicID[:]...)
-	name = binary.BigEndian.AppendUint32(name, uint32(partition)) //nolint:gosec // a bit pattern, not a number
-	name = binary.BigEndian.AppendUint64(name, uint64(offset))    //nolint:gosec // a bit pattern, not a number
-	return uuid5(derivedNamespace, name)
+	var name [len(topicID) + 4 + 8]byte
+	copy(name[:], topicID[:])
+	binary.BigEndian.PutUint32(name[len(topicID):], uint32(partition)) //nolint:gosec // a bit pattern, not a number
+	binary.BigEndian.PutUint64(name[len(topicID)+4:], uint64(offset))  //nolint:gosec // a bit pattern, not a number
+	return uuid5(derivedNamespace, name[:])
 }
 
 func uuid5(namespace [16]byte, name []byte) string {
-	h := sha1.New() //nolint:gosec // see the import
-	h.Write(namespace[:])
-	h.Write(name)
-	u := h.Sum(nil)[:16]
+	hashed := make([]byte, 0, 64) // on the stack for a short name
+	hashed = append(hashed, namespace[:]...)
+	hashed = append(hashed, name...)
+	u := sha1.Sum(hashed) //nolint:gosec // see the import
 	u[6] = u[6]&0x0f | 0x50
 	u[8] = u[8]&0x3f | 0x80
-	s := hex.EncodeToString(u)
-	return s[0:8] + "-" + s[8:12] + "-" + s[12:16] + "-" + s[16:20] + "-" + s[20:]
+	var s [36]byte
+	hex.Encode(s[0:8], u[0:4])
+	hex.Encode(s[9:13], u[4:6])
+	hex.Encode(s[14:18], u[6:8])
+	hex.Encode(s[19:23], u[8:10])
+	hex.Encode(s[24:], u[10:16])
+	s[8], s[13], s[18], s[23] = '-', '-', '-', '-'
+	return string(s[:])
 }

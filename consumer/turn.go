@@ -102,12 +102,12 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item) verdict {
 // handle calls the handler with its time limits. A panic becomes an error here
 // and nowhere else. It reports whether the turn used up its time.
 func (e *Engine) handle(ctx context.Context, it *item, turn *millrace.Turn) (stack string, timedOut bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, e.cfg.TurnTimeout)
-	defer cancel()
-	if d := it.task.Deadline; !d.IsZero() {
-		ctx, cancel = context.WithDeadline(ctx, d)
-		defer cancel()
+	limit := time.Now().Add(e.cfg.TurnTimeout)
+	if d := it.task.Deadline; !d.IsZero() && d.Before(limit) {
+		limit = d
 	}
+	turnCtx := newTurnContext(ctx, limit)
+	defer turnCtx.end()
 	defer func() {
 		if r := recover(); r != nil {
 			stack = string(debug.Stack())
@@ -115,8 +115,10 @@ func (e *Engine) handle(ctx context.Context, it *item, turn *millrace.Turn) (sta
 			e.log.Error().Str("task", it.task.ID).Str("stack", stack).Msgf("handler panicked: %v", r)
 		}
 	}()
-	err = e.cfg.Handler.Handle(ctx, turn)
-	return "", errors.Is(ctx.Err(), context.DeadlineExceeded), err
+	if err = e.cfg.Handler.Handle(turnCtx, turn); err == nil {
+		return "", false, nil
+	}
+	return "", errors.Is(turnCtx.Err(), context.DeadlineExceeded), err
 }
 
 // maxRetryAfter bounds how long a handler can make its conversation wait.

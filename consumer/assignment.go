@@ -213,7 +213,6 @@ func (e *Engine) takeAway(revoked map[string][]int32) []*partition {
 		numbers[p.tp.partition] = append(numbers[p.tp.partition], p)
 	}
 	e.dropHolds(numbers)
-	defer e.cache.drop(numbers) // after the lanes, which leave theirs there
 	now := time.Now()
 	for _, l := range e.lanes {
 		dropped := 0
@@ -227,11 +226,15 @@ func (e *Engine) takeAway(revoked map[string][]int32) []*partition {
 			e.schedule.remove(l)
 			e.makeReady(l, now)
 		}
+		if _, gone := numbers[l.key.partition]; gone && l.idle.size > 0 {
+			e.cache.take(l)
+			delete(e.lanes, l.key)
+		}
 	}
 	for _, p := range parts {
 		e.adjustIntake(p)
 	}
-	e.dispatch(now)
+	e.dispatch()
 	return parts
 }
 

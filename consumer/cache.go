@@ -1,66 +1,65 @@
 package consumer
 
-import (
-	"container/list"
+import "millrace"
 
-	"millrace"
-)
-
-// cache keeps conversations as their last turn here left them, for as long as
-// this worker owns their partition and the bytes allow: the ones used longest ago
-// go first. It saves the store a question; what it says is compared at the
-// commit like everything else. Its caller serialises access.
+// cache keeps lanes that have nothing to do, for the conversations that they
+// hold: the next task of one starts without a round trip. It is bounded in bytes
+// and forgets what was used longest ago. Everything in it may be out of date:
+// the store compares versions when a turn commits. Its caller serialises access.
 type cache struct {
 	bound, bytes int64
-	order        *list.List // of *cached, the newest first
-	held         map[laneKey]*list.Element
+	count        int
+	newest       *lane
+	oldest       *lane
 }
 
-type cached struct {
-	key  laneKey
-	conv *millrace.Conversation
-	size int64
+// idleLane is a lane's place in the cache. size is 0 when it is not there.
+type idleLane struct {
+	newer, older *lane
+	size         int64
 }
 
-func newCache(bound int64) *cache {
-	return &cache{bound: bound, order: list.New(), held: make(map[laneKey]*list.Element)}
-}
-
-// take removes a conversation and returns it, or nil.
-func (c *cache) take(key laneKey) *millrace.Conversation {
-	element := c.held[key]
-	if element == nil {
-		return nil
-	}
-	return c.remove(element).conv
-}
-
-func (c *cache) put(key laneKey, conv *millrace.Conversation) {
-	size := conversationBytes(conv)
+// put takes a lane in, or reports that it is too large. It returns the lanes
+// that have to go for it.
+func (c *cache) put(l *lane) (kept bool, out []*lane) {
+	size := conversationBytes(l.conv)
 	if size > c.bound {
+		return false, nil
+	}
+	l.idle = idleLane{older: c.newest, size: size}
+	if c.newest == nil {
+		c.oldest = l
+	} else {
+		c.newest.idle.newer = l
+	}
+	c.newest = l
+	c.count++
+	for c.bytes += size; c.bytes > c.bound; {
+		out = append(out, c.oldest)
+		c.take(c.oldest)
+	}
+	return true, out
+}
+
+// take removes a lane if it is there.
+func (c *cache) take(l *lane) {
+	if l.idle.size == 0 {
 		return
 	}
-	c.take(key)
-	c.held[key] = c.order.PushFront(&cached{key: key, conv: conv, size: size})
-	for c.bytes += size; c.bytes > c.bound; {
-		c.remove(c.order.Back())
+	newer, older := l.idle.newer, l.idle.older
+	if newer == nil {
+		c.newest = older
+	} else {
+		newer.idle.older = older
 	}
-}
-
-func (c *cache) remove(element *list.Element) *cached {
-	e := c.order.Remove(element).(*cached) // nothing else is put in
-	delete(c.held, e.key)
-	c.bytes -= e.size
-	return e
-}
-
-// drop forgets the conversations of partition numbers that belong to others now.
-func (c *cache) drop(numbers map[int32][]*partition) {
-	for key, element := range c.held {
-		if _, gone := numbers[key.partition]; gone {
-			c.remove(element)
-		}
+	if older == nil {
+		c.oldest = newer
+	} else {
+		older.idle.newer = newer
 	}
+	c.bytes -= l.idle.size
+	c.count--
+	l.idle = idleLane{}
 }
 
 // conversationBytes is about what a conversation takes.

@@ -2,39 +2,47 @@ package consumer
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"millrace"
 )
 
 func TestCacheDropsWhatWasUsedLongestAgoAtItsBound(t *testing.T) {
-	conv := func(id string) *millrace.Conversation {
-		return &millrace.Conversation{ID: id, State: make([]byte, 600)}
+	lanes := make([]*lane, 5)
+	for i := range lanes {
+		l := newLane(laneKey{conversation: fmt.Sprintf("c%d", i)}, 1)
+		l.conv = &millrace.Conversation{ID: l.key.conversation, State: make([]byte, 600)}
+		lanes[i] = l
 	}
-	size := conversationBytes(conv("c0"))
-	c := newCache(3 * size)
-	key := func(i int) laneKey { return laneKey{partition: int32(i % 2), conversation: fmt.Sprintf("c%d", i)} }
-	for i := range 3 {
-		c.put(key(i), conv(key(i).conversation))
+	size := conversationBytes(lanes[0].conv)
+	c := cache{bound: 3 * size}
+	put := func(l *lane, want ...*lane) {
+		t.Helper()
+		kept, out := c.put(l)
+		if !kept || !slices.Equal(out, want) {
+			t.Fatalf("put %s: kept %v, %d have to go, want %d", l.conv.ID, kept, len(out), len(want))
+		}
 	}
-	if got := c.take(key(0)); got == nil || got.ID != "c0" {
-		t.Fatalf("took %v", got)
+	put(lanes[0])
+	put(lanes[1])
+	put(lanes[2])
+	c.take(lanes[0])
+	put(lanes[0]) // used again
+	put(lanes[3], lanes[1])
+	c.take(lanes[1]) // is not there
+	if c.bytes != 3*size || c.count != 3 {
+		t.Errorf("%d bytes of %d conversations, want %d of 3", c.bytes, c.count, 3*size)
 	}
-	c.put(key(0), conv("c0")) // used again
-	c.put(key(3), conv("c3"))
-	if c.take(key(1)) != nil {
-		t.Error("the one used longest ago is still there")
-	}
-	if c.bytes != 3*size || len(c.held) != 3 {
-		t.Errorf("%d bytes of %d conversations, want %d of 3", c.bytes, len(c.held), 3*size)
-	}
-	c.put(key(4), &millrace.Conversation{ID: "huge", State: make([]byte, 10*size)})
-	if c.take(key(4)) != nil || len(c.held) != 3 {
+	lanes[4].conv.State = make([]byte, 10*size)
+	if kept, out := c.put(lanes[4]); kept || len(out) > 0 {
 		t.Error("one that exceeds the bound took the place of others")
 	}
-	c.drop(map[int32][]*partition{1: nil})
-	if c.take(key(3)) != nil || c.take(key(0)) == nil || c.take(key(2)) == nil || c.bytes != 0 {
-		t.Errorf("after the drop of a partition: %d bytes left", c.bytes)
+	for _, i := range []int{3, 2, 0} { // from the newest, the oldest and the last place
+		c.take(lanes[i])
+	}
+	if c.bytes != 0 || c.count != 0 || c.newest != nil || c.oldest != nil {
+		t.Errorf("after all were taken: %d bytes of %d conversations", c.bytes, c.count)
 	}
 }
 
@@ -56,7 +64,7 @@ func TestAConversationIsOpenedOnceWhileItsPartitionStays(t *testing.T) {
 	engine.takeAway(partitionsOf(engine))
 	engine.mu.Lock()
 	defer engine.mu.Unlock()
-	if n := len(engine.cache.held); n != 0 {
-		t.Errorf("%d conversations of partitions that were taken away are kept", n)
+	if n := engine.cache.count; n != 0 || len(engine.lanes) != 0 {
+		t.Errorf("%d conversations of partitions that were taken away are kept, in %d lanes", n, len(engine.lanes))
 	}
 }

@@ -26,8 +26,10 @@ type Engine struct {
 	parts    map[topicPartition]*partition
 	lanes    map[laneKey]*lane
 	schedule *schedule
-	cache    *cache
+	cache    cache
 	draining bool
+	// waking says that a slot has been woken and has not looked for a lane yet.
+	waking bool
 	waiting  []int64 // bytes of items in lanes and slots, by priority
 	full     []bool  // by priority: waiting is at its bound
 	unkeyed  uint64  // how many lanes of unkeyed tasks there have been
@@ -88,7 +90,7 @@ func New(cfg Config) (*Engine, error) {
 		e.topics[Topic(cfg.TopicPrefix, p)] = i
 		reserved[i] = cfg.Reserved[p]
 	}
-	e.cache = newCache(cfg.CacheBytes)
+	e.cache.bound = cfg.CacheBytes
 	e.schedule = newSchedule(cfg.Slots, reserved, cfg.AgingAfter)
 	return e, nil
 }
@@ -279,7 +281,7 @@ func (e *Engine) enqueue(tp topicPartition, highWatermark int64, items []*item) 
 	for _, it := range kept {
 		e.queue(it, now)
 	}
-	e.dispatch(now)
+	e.dispatch()
 }
 
 func (e *Engine) laneOf(it *item) *lane {
@@ -292,10 +294,23 @@ func (e *Engine) laneOf(it *item) *lane {
 	if l == nil {
 		l = newLane(key, len(e.cfg.Priorities))
 		e.lanes[key] = l
-		l.conv = e.cache.take(key)
-		e.metrics.lanes.Set(float64(len(e.lanes)))
 	}
+	e.cache.take(l)
 	return l
+}
+
+// idle puts a lane that has nothing to do into the cache, or drops it.
+func (e *Engine) idle(l *lane) {
+	if l.conv != nil && l.key.conversation != "" {
+		kept, out := e.cache.put(l)
+		for _, old := range out {
+			delete(e.lanes, old.key)
+		}
+		if kept {
+			return
+		}
+	}
+	delete(e.lanes, l.key)
 }
 
 // makeReady queues a lane for a slot when it has something to run now, and sets
@@ -312,13 +327,10 @@ func (e *Engine) makeReady(l *lane, now time.Time) {
 	if it == nil {
 		e.schedule.remove(l)
 		// A timer that has fired and waits for the mutex may come here with a lane
-		// that was dropped meanwhile, when its conversation has another lane already.
-		if e.lanes[l.key] == l {
-			delete(e.lanes, l.key)
-			if l.conv != nil && l.key.conversation != "" {
-				e.cache.put(l.key, l.conv)
-			}
-			e.metrics.lanes.Set(float64(len(e.lanes)))
+		// that is idle already, or was dropped meanwhile, when its conversation has
+		// another lane already.
+		if l.idle.size == 0 && e.lanes[l.key] == l {
+			e.idle(l)
 		}
 		return
 	}
@@ -333,25 +345,41 @@ func (e *Engine) makeReady(l *lane, now time.Time) {
 			defer e.mu.Unlock()
 			now := time.Now()
 			e.makeReady(l, now)
-			e.dispatch(now)
+			e.dispatch()
 		})
 		return
 	}
 	e.schedule.enqueue(l, it.priority, now)
 }
 
-// dispatch starts a slot for every lane that may have one.
-func (e *Engine) dispatch(now time.Time) {
-	for {
-		l, it := e.next(now)
-		if l == nil {
-			return
-		}
-		e.slots.Go(func() { e.runSlot(l, it) })
+// dispatch wakes a slot if there is a lane for one. That slot wakes the next
+// before it runs its turn: slots are filled one after the other, and turns that
+// end at once are run by few of them, which keeps the others from fighting over
+// the mutex.
+func (e *Engine) dispatch() {
+	if e.waking || e.draining || !e.schedule.any() {
+		return
+	}
+	e.waking = true
+	e.slots.Go(e.runSlot)
+}
+
+// runSlot runs turns until no lane is left for it.
+func (e *Engine) runSlot() {
+	now := time.Now()
+	e.mu.Lock()
+	e.waking = false
+	l, it := e.next(now)
+	e.mu.Unlock()
+	for l != nil {
+		v := e.process(l, it, now)
+		now = time.Now()
+		l, it = e.finish(l, it, v, now)
 	}
 }
 
-// next takes the next item that may have a slot and books it as running.
+// next takes the next item that may have a slot, books it as running, and wakes
+// another slot if there is more to run.
 func (e *Engine) next(now time.Time) (*lane, *item) {
 	if e.draining {
 		return nil, nil
@@ -365,22 +393,14 @@ func (e *Engine) next(now time.Time) (*lane, *item) {
 	l.running, l.current = true, it
 	it.part.running++
 	e.metrics.busySlots.Inc()
+	e.dispatch()
 	return l, it
 }
 
-// runSlot runs turns until no lane is left for it.
-func (e *Engine) runSlot(l *lane, it *item) {
-	for l != nil {
-		v := e.process(l, it)
-		l, it = e.finish(l, it, v)
-	}
-}
-
 // finish books the end of a turn and picks the slot's next one.
-func (e *Engine) finish(l *lane, it *item, v verdict) (*lane, *item) {
+func (e *Engine) finish(l *lane, it *item, v verdict, now time.Time) (*lane, *item) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	now := time.Now()
 	e.metrics.busySlots.Dec()
 	l.running, l.current = false, nil
 	e.schedule.release(it.priority)
@@ -409,13 +429,7 @@ func (e *Engine) finish(l *lane, it *item, v verdict) (*lane, *item) {
 	}
 	e.adjustIntake(part)
 	e.makeReady(l, now)
-	next, nextItem := e.next(now)
-	if next != nil {
-		// With reservations, one slot given back may let two lanes run: the next turn
-		// of this lane takes a reserved one, which frees the other for anybody.
-		e.dispatch(now)
-	}
-	return next, nextItem
+	return e.next(now)
 }
 
 func (e *Engine) startNoMore() {

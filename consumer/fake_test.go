@@ -237,8 +237,10 @@ func (e *Engine) waitingIn(conversation string) int {
 	n := 0
 	for key, l := range e.lanes {
 		if key.conversation == conversation {
-			for _, q := range l.waiting {
-				n += len(q)
+			for i := range l.waiting {
+				for range l.waiting[i].all() {
+					n++
+				}
 			}
 		}
 	}

@@ -257,8 +257,8 @@ func (e *Engine) release(turns []announced) {
 		delete(e.holds, key)
 		e.metrics.holdSeconds.Observe(now.Sub(h.since).Seconds())
 		if l := h.lane; l != nil {
-			for _, q := range l.waiting {
-				for _, it := range q {
+			for i := range l.waiting {
+				for it := range l.waiting[i].all() {
 					it.lookUp = true
 				}
 			}
@@ -266,5 +266,5 @@ func (e *Engine) release(turns []announced) {
 		}
 	}
 	e.metrics.holds.Set(float64(len(e.holds)))
-	e.dispatch(now)
+	e.dispatch()
 }

@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"iter"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -31,6 +32,49 @@ type item struct {
 	journaled bool
 	// givenUp is set once the task is to become a dead letter.
 	givenUp *millrace.DeadLetter
+	// next is the item behind it in its lane.
+	next *item
+}
+
+// itemQueue holds items in order, linked through them.
+type itemQueue struct{ first, last *item }
+
+func (q *itemQueue) push(it *item) {
+	if q.first == nil {
+		q.first = it
+	} else {
+		q.last.next = it
+	}
+	q.last = it
+}
+
+func (q *itemQueue) pushFirst(it *item) {
+	if q.first == nil {
+		q.last = it
+	}
+	it.next, q.first = q.first, it
+}
+
+func (q *itemQueue) popFirst() {
+	it := q.first
+	q.first, it.next = it.next, nil
+	if q.first == nil {
+		q.last = nil
+	}
+}
+
+// all returns the items in order. The one that was yielded may be pushed
+// elsewhere.
+func (q *itemQueue) all() iter.Seq[*item] {
+	return func(yield func(*item) bool) {
+		for it := q.first; it != nil; {
+			next := it.next
+			if !yield(it) {
+				return
+			}
+			it = next
+		}
+	}
 }
 
 type laneKey struct {
@@ -45,7 +89,7 @@ type laneKey struct {
 type lane struct {
 	key laneKey
 	// waiting holds the items by priority, in the order of the log.
-	waiting [][]*item
+	waiting []itemQueue
 	// pinned is an item that may not be overtaken.
 	pinned  *item
 	running bool
@@ -55,23 +99,24 @@ type lane struct {
 	conv *millrace.Conversation
 
 	ready queuedLane
+	idle  idleLane
 	timer *time.Timer
 }
 
-// queuedLane says where a lane waits for a slot.
+// queuedLane says where a lane waits for a slot: between which others of a
+// queue of the schedule. queue is nil when it waits nowhere.
 type queuedLane struct {
-	// ticket tells the valid entry of a lane from those it has left behind in other
-	// queues. 0: the lane waits nowhere.
-	ticket   uint64
-	priority int
-	since    time.Time
+	queue         *laneQueue
+	before, after *lane
+	priority      int
+	since         time.Time
 }
 
 func newLane(key laneKey, priorities int) *lane {
-	return &lane{key: key, waiting: make([][]*item, priorities)}
+	return &lane{key: key, waiting: make([]itemQueue, priorities)}
 }
 
-func (l *lane) push(it *item) { l.waiting[it.priority] = append(l.waiting[it.priority], it) }
+func (l *lane) push(it *item) { l.waiting[it.priority].push(it) }
 
 // head returns the item that is next, without removing it: the pinned one, or
 // the first of the highest priority.
@@ -79,9 +124,9 @@ func (l *lane) head() *item {
 	if l.pinned != nil {
 		return l.pinned
 	}
-	for _, q := range l.waiting {
-		if len(q) > 0 {
-			return q[0]
+	for i := range l.waiting {
+		if it := l.waiting[i].first; it != nil {
+			return it
 		}
 	}
 	return nil
@@ -92,9 +137,7 @@ func (l *lane) pop(it *item) {
 		l.pinned = nil
 		return
 	}
-	q := l.waiting[it.priority]
-	q[0] = nil
-	l.waiting[it.priority] = q[1:]
+	l.waiting[it.priority].popFirst()
 }
 
 // putBack returns an item that was popped to where it came from.
@@ -103,7 +146,7 @@ func (l *lane) putBack(it *item) {
 		l.pinned = it
 		return
 	}
-	l.waiting[it.priority] = append([]*item{it}, l.waiting[it.priority]...)
+	l.waiting[it.priority].pushFirst(it)
 }
 
 // dropPartition removes the waiting items of a partition that was taken away.
@@ -112,13 +155,14 @@ func (l *lane) dropPartition(p *partition) (dropped []*item) {
 		dropped = append(dropped, l.pinned)
 		l.pinned = nil
 	}
-	for i, q := range l.waiting {
-		kept := q[:0:0]
-		for _, it := range q {
+	for i := range l.waiting {
+		var kept itemQueue
+		for it := range l.waiting[i].all() {
+			it.next = nil
 			if it.part == p {
 				dropped = append(dropped, it)
 			} else {
-				kept = append(kept, it)
+				kept.push(it)
 			}
 		}
 		l.waiting[i] = kept

@@ -121,7 +121,7 @@ func (e *Engine) putLookedUp(batch []fetched, found map[millrace.Key]bool, relea
 		}
 		e.adjustIntake(f.part)
 	}
-	e.dispatch(now)
+	e.dispatch()
 }
 
 // queue puts an item into its lane. Its caller holds the mutex.

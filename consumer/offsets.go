@@ -65,14 +65,17 @@ func (e *Engine) commitParts(ctx context.Context, cl *kgo.Client, parts []*parti
 	}
 	offsets := make(map[string]map[int32]kgo.EpochOffset)
 	commits := make(map[topicPartition]commit)
-	// Offset and metadata are of one moment: apart, they could say that an offset is
-	// done which is not.
-	e.mu.Lock()
 	for _, p := range parts {
-		if !p.tracker.known {
+		// Offset and metadata are of one moment: apart, they could say that an offset
+		// is done which is not. The mutex is given back between partitions, since turns
+		// wait for it.
+		e.mu.Lock()
+		known, next, finished := p.tracker.known, p.tracker.next, p.tracker.finished()
+		e.mu.Unlock()
+		if !known {
 			continue
 		}
-		c := commit{p.tracker.next, encodeMetadata(p.tracker.next, p.tracker.finished())}
+		c := commit{next, encodeMetadata(next, finished)}
 		if c.offset == p.committed && c.metadata == p.metadata {
 			continue
 		}
@@ -82,7 +85,6 @@ func (e *Engine) commitParts(ctx context.Context, cl *kgo.Client, parts []*parti
 		offsets[p.tp.topic][p.tp.partition] = kgo.EpochOffset{Epoch: -1, Offset: c.offset}
 		commits[p.tp] = c
 	}
-	e.mu.Unlock()
 	if len(commits) == 0 {
 		return nil
 	}

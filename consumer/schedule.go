@@ -14,17 +14,36 @@ type schedule struct {
 	running  []int
 	free     int
 	picks    uint64 // slots handed out
-	tickets  uint64
 	aging    time.Duration
 }
 
-type laneQueue struct {
-	entries []laneEntry
+// laneQueue holds lanes in order, linked through them.
+type laneQueue struct{ first, last *lane }
+
+func (q *laneQueue) push(l *lane) {
+	l.ready.queue, l.ready.before = q, q.last
+	if q.last == nil {
+		q.first = l
+	} else {
+		q.last.ready.after = l
+	}
+	q.last = l
 }
 
-type laneEntry struct {
-	lane   *lane
-	ticket uint64
+// remove takes a lane out, from wherever it is.
+func (q *laneQueue) remove(l *lane) {
+	before, after := l.ready.before, l.ready.after
+	if before == nil {
+		q.first = after
+	} else {
+		before.ready.after = after
+	}
+	if after == nil {
+		q.last = before
+	} else {
+		after.ready.before = before
+	}
+	l.ready = queuedLane{}
 }
 
 func newSchedule(slots int, reserved []int, aging time.Duration) *schedule {
@@ -40,17 +59,33 @@ func newSchedule(slots int, reserved []int, aging time.Duration) *schedule {
 // enqueue puts a lane where its next item belongs. A lane that already waits for
 // a slot at this or a higher priority keeps its place.
 func (s *schedule) enqueue(l *lane, priority int, now time.Time) {
-	if l.ready.ticket != 0 && l.ready.priority <= priority {
+	if l.ready.queue != nil && l.ready.priority <= priority {
 		return
 	}
-	s.tickets++
-	l.ready = queuedLane{ticket: s.tickets, priority: priority, since: now}
-	q := &s.queues[priority]
-	q.entries = append(q.entries, laneEntry{lane: l, ticket: s.tickets})
+	s.remove(l)
+	l.ready.priority, l.ready.since = priority, now
+	s.queues[priority].push(l)
 }
 
 // remove takes a lane out of whatever queue it waits in.
-func (s *schedule) remove(l *lane) { l.ready = queuedLane{} }
+func (s *schedule) remove(l *lane) {
+	if l.ready.queue != nil {
+		l.ready.queue.remove(l)
+	}
+}
+
+// any reports whether some lane may have a slot.
+func (s *schedule) any() bool {
+	if s.free == 0 {
+		return false
+	}
+	for p := range s.queues {
+		if s.queues[p].first != nil && s.allowed(p) {
+			return true
+		}
+	}
+	return false
+}
 
 // pick takes the lane that gets a free slot, or nil when none may have one.
 func (s *schedule) pick(now time.Time) *lane {
@@ -63,7 +98,7 @@ func (s *schedule) pick(now time.Time) *lane {
 		}
 	}
 	for p := range s.queues {
-		if s.queues[p].head() != nil && s.allowed(p) {
+		if s.queues[p].first != nil && s.allowed(p) {
 			return s.take(p)
 		}
 	}
@@ -75,7 +110,7 @@ func (s *schedule) pick(now time.Time) *lane {
 func (s *schedule) oldest(now time.Time) int {
 	found, since := 0, now.Add(-s.aging)
 	for p := 1; p < len(s.queues); p++ {
-		if l := s.queues[p].head(); l != nil && l.ready.since.Before(since) && s.allowed(p) {
+		if l := s.queues[p].first; l != nil && l.ready.since.Before(since) && s.allowed(p) {
 			found, since = p, l.ready.since
 		}
 	}
@@ -98,10 +133,8 @@ func (s *schedule) allowed(p int) bool {
 }
 
 func (s *schedule) take(p int) *lane {
-	l := s.queues[p].head()
-	s.queues[p].entries[0] = laneEntry{}
-	s.queues[p].entries = s.queues[p].entries[1:]
-	l.ready = queuedLane{}
+	l := s.queues[p].first
+	s.queues[p].remove(l)
 	s.picks++
 	s.free--
 	s.running[p]++
@@ -112,19 +145,4 @@ func (s *schedule) take(p int) *lane {
 func (s *schedule) release(p int) {
 	s.free++
 	s.running[p]--
-}
-
-// head returns the first lane that still waits here, dropping entries of lanes
-// that do not.
-func (q *laneQueue) head() *lane {
-	for len(q.entries) > 0 {
-		e := q.entries[0]
-		if e.lane.ready.ticket == e.ticket {
-			return e.lane
-		}
-		q.entries[0] = laneEntry{}
-		q.entries = q.entries[1:]
-	}
-	q.entries = nil
-	return nil
 }

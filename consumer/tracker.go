@@ -1,6 +1,9 @@
 package consumer
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+)
 
 // tracker knows which offsets of one assignment of a partition are not done. Its
 // caller serialises access.
@@ -42,9 +45,7 @@ func (t *tracker) add(offset int64) bool {
 
 // done marks an offset and moves next past all that is done.
 func (t *tracker) done(offset int64) {
-	i, found := slices.BinarySearchFunc(t.pending, offset, func(e trackedOffset, o int64) int {
-		return int(max(-1, min(1, e.offset-o)))
-	})
+	i, found := t.find(offset)
 	if !found {
 		return
 	}
@@ -62,6 +63,19 @@ func (t *tracker) done(offset int64) {
 		t.pending = nil
 		t.next = t.last + 1
 	}
+}
+
+func (t *tracker) find(offset int64) (int, bool) {
+	if len(t.pending) == 0 {
+		return 0, false
+	}
+	// Where it is when the log has no gaps; with gaps it is before that.
+	if i := offset - t.pending[0].offset; i >= 0 && i < int64(len(t.pending)) && t.pending[i].offset == offset {
+		return int(i), true
+	}
+	return slices.BinarySearchFunc(t.pending, offset, func(e trackedOffset, o int64) int {
+		return cmp.Compare(e.offset, o)
+	})
 }
 
 // finished returns the ranges of offsets above next that are done. Offsets that

@@ -31,8 +31,8 @@ const (
 )
 
 // process takes an item as far as it goes now. It is the only place that runs a
-// handler.
-func (e *Engine) process(l *lane, it *item) verdict {
+// handler. It was picked at now.
+func (e *Engine) process(l *lane, it *item, now time.Time) verdict {
 	ctx := it.part.ctx
 	if it.invalid != nil {
 		return e.giveUp(ctx, l, it, it.invalid.Reason, it.invalid.Detail, "")
@@ -50,8 +50,9 @@ func (e *Engine) process(l *lane, it *item) verdict {
 			return verdict{kind: finished}
 		}
 		it.lookUp = false
+		now = time.Now()
 	}
-	if d := it.task.Deadline; !d.IsZero() && !time.Now().Before(d) {
+	if d := it.task.Deadline; !d.IsZero() && !now.Before(d) {
 		return e.giveUp(ctx, l, it, millrace.ReasonDeadlineExceeded, "the deadline passed before the task could run: "+d.Format(time.RFC3339), "")
 	}
 	if l.conv == nil {
@@ -60,22 +61,22 @@ func (e *Engine) process(l *lane, it *item) verdict {
 			return e.outage(ctx, it, err)
 		}
 		l.conv = &conv
+		now = time.Now()
 	}
-	return e.runTurn(ctx, l, it)
+	return e.runTurn(ctx, l, it, now)
 }
 
 // runTurn runs the handler once and commits what it did.
-func (e *Engine) runTurn(ctx context.Context, l *lane, it *item) verdict {
+func (e *Engine) runTurn(ctx context.Context, l *lane, it *item, started time.Time) verdict {
 	prio := string(it.task.Priority)
 	turn := millrace.NewTurn(millrace.TurnConfig{
 		Task: it.task, Conversation: *l.conv, Attempt: it.attempts + 1,
 		History: e.cfg.History, Journal: e.cfg.Journal,
 	})
-	started := time.Now()
 	if it.attempts == 0 && it.outages == 0 && !it.task.Time.IsZero() {
 		e.metrics.byPriority[it.priority].queueWait.Observe(started.Sub(it.task.Time).Seconds())
 	}
-	stack, timedOut, err := e.handle(ctx, it, turn)
+	stack, timedOut, err := e.handle(ctx, it, turn, started)
 	it.journaled = it.journaled || turn.Journaled()
 	finishedAt := time.Now()
 	e.metrics.byPriority[it.priority].turnSeconds.Observe(finishedAt.Sub(started).Seconds())
@@ -101,8 +102,8 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item) verdict {
 
 // handle calls the handler with its time limits. A panic becomes an error here
 // and nowhere else. It reports whether the turn used up its time.
-func (e *Engine) handle(ctx context.Context, it *item, turn *millrace.Turn) (stack string, timedOut bool, err error) {
-	limit := time.Now().Add(e.cfg.TurnTimeout)
+func (e *Engine) handle(ctx context.Context, it *item, turn *millrace.Turn, started time.Time) (stack string, timedOut bool, err error) {
+	limit := started.Add(e.cfg.TurnTimeout)
 	if d := it.task.Deadline; !d.IsZero() && d.Before(limit) {
 		limit = d
 	}

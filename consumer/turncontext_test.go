@@ -39,7 +39,7 @@ func TestTurnContextBehavesLikeOneWithADeadline(t *testing.T) {
 				if got := err(c); got != nil {
 					t.Errorf("before the deadline: %v", got)
 				}
-				time.Sleep(time.Minute)
+				<-time.After(time.Minute)
 				synctest.Wait()
 				if got := err(c); !errors.Is(got, context.DeadlineExceeded) {
 					t.Errorf("at the deadline: %v", got)
@@ -73,7 +73,7 @@ func TestTurnContextBehavesLikeOneWithADeadline(t *testing.T) {
 // the parent, the engine.
 func TestTurnContextWakesWhoWaits(t *testing.T) {
 	for name, endIt := range map[string]func(c *turnContext, cancelParent func()){
-		"deadline": func(*turnContext, func()) { time.Sleep(time.Minute) },
+		"deadline": func(*turnContext, func()) { <-time.After(time.Minute) },
 		"parent":   func(_ *turnContext, cancelParent func()) { cancelParent() },
 		"engine":   func(c *turnContext, _ func()) { c.end() },
 	} {

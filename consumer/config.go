@@ -65,8 +65,18 @@ type Config struct {
 	// RetryMin and RetryMax bound the exponential backoff between attempts, of
 	// which a random part is waited (full jitter). Default 200 ms and 30 s.
 	RetryMin, RetryMax time.Duration
-	// TurnTimeout ends a handler's context. Default 10 min.
+	// TurnTimeout ends a handler's context. A turn that outlives it has failed,
+	// whatever its handler returns. Default 10 min.
 	TurnTimeout time.Duration
+	// TypeTimeouts take the place of TurnTimeout for tasks of a type.
+	TypeTimeouts map[string]time.Duration
+	// StuckAfter is how long a handler may go on after its context has ended before
+	// it is reported as stuck. Default 10 s.
+	StuckAfter time.Duration
+	// StuckLimit is how long after the end of its context a handler may still run
+	// before the worker reports that it is not live: only a restart frees the slot.
+	// Default 5 min.
+	StuckLimit time.Duration
 	// RevokeGrace is how long running turns may go on when their partition is taken
 	// away and they cannot be announced, before they are canceled. Default 800 ms; must be below 2 s, since the
 	// group waits meanwhile.
@@ -112,9 +122,14 @@ func (c *Config) validate() error {
 		{"RetryMin", c.RetryMin},
 		{"RetryMax", c.RetryMax},
 		{"TurnTimeout", c.TurnTimeout},
+		{"StuckAfter", c.StuckAfter},
+		{"StuckLimit", c.StuckLimit},
 		{"DrainTimeout", c.DrainTimeout},
 	} {
 		require(d.value >= 0, "%s %s: want a positive duration", d.name, d.value)
+	}
+	if err := c.validateTimeouts(); err != nil {
+		errs = append(errs, err)
 	}
 	require(c.IntakeBytes >= 0, "IntakeBytes %d: want 1 or more", c.IntakeBytes)
 	require(c.IntakeOffsets >= 0, "IntakeOffsets %d: want 1 or more", c.IntakeOffsets)
@@ -149,6 +164,8 @@ func (c *Config) setDefaults() error {
 	c.RetryMin = cmp.Or(c.RetryMin, 200*time.Millisecond)
 	c.RetryMax = cmp.Or(c.RetryMax, 30*time.Second)
 	c.TurnTimeout = cmp.Or(c.TurnTimeout, 10*time.Minute)
+	c.StuckAfter = cmp.Or(c.StuckAfter, 10*time.Second)
+	c.StuckLimit = cmp.Or(c.StuckLimit, 5*time.Minute)
 	c.RevokeGrace = cmp.Or(c.RevokeGrace, 800*time.Millisecond)
 	c.DrainTimeout = cmp.Or(c.DrainTimeout, 25*time.Second)
 	c.IntakeBytes = cmp.Or(c.IntakeBytes, 256<<20)

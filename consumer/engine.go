@@ -34,6 +34,7 @@ type Engine struct {
 	full     []bool  // by priority: waiting is at its bound
 	unkeyed  uint64  // how many lanes of unkeyed tasks there have been
 	slots    sync.WaitGroup
+	running  []*lane // those that have a slot, each at its lane's slot
 	// toLookUp holds, by priority, what waits to be looked up.
 	toLookUp [][]fetched
 
@@ -56,6 +57,8 @@ type Engine struct {
 	unlooked chan struct{} // says that something waits to be looked up
 	lastPoll atomic.Int64  // unix nanoseconds
 	joined   atomic.Bool
+	// stuckSince is since when a turn has been stuck, in unix nanoseconds, 0 for none.
+	stuckSince atomic.Int64
 }
 
 // New returns an engine that does nothing until Run.
@@ -114,6 +117,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	background.Go(func() { e.commitLoop(work, cl) })
 	background.Go(func() { e.intakeLoop(work, cl) })
 	background.Go(func() { e.lookUpLoop(work) })
+	background.Go(func() { e.watchdogLoop(work) })
 	if e.handover != nil {
 		background.Go(func() { e.handoverLoop(work) })
 	}
@@ -391,6 +395,8 @@ func (e *Engine) next(now time.Time) (*lane, *item) {
 	it := l.head()
 	l.pop(it)
 	l.running, l.current = true, it
+	l.slot = len(e.running)
+	e.running = append(e.running, l)
 	it.part.running++
 	e.metrics.busySlots.Inc()
 	e.dispatch()
@@ -403,6 +409,7 @@ func (e *Engine) finish(l *lane, it *item, v verdict, now time.Time) (*lane, *it
 	defer e.mu.Unlock()
 	e.metrics.busySlots.Dec()
 	l.running, l.current = false, nil
+	e.vacate(l)
 	e.schedule.release(it.priority)
 	part := it.part
 	part.running--
@@ -430,6 +437,15 @@ func (e *Engine) finish(l *lane, it *item, v verdict, now time.Time) (*lane, *it
 	e.adjustIntake(part)
 	e.makeReady(l, now)
 	return e.next(now)
+}
+
+// vacate takes a lane out of those that have a slot.
+func (e *Engine) vacate(l *lane) {
+	last := len(e.running) - 1
+	moved := e.running[last]
+	e.running[l.slot], moved.slot = moved, l.slot
+	e.running[last] = nil
+	e.running = e.running[:last]
 }
 
 func (e *Engine) startNoMore() {
@@ -474,16 +490,16 @@ func (e *Engine) awaitSlots() {
 	}
 }
 
-// Live reports whether the poll loop moves.
+// Live reports whether the poll loop moves and no handler has been stuck for
+// long.
 func (e *Engine) Live(context.Context) error {
-	last := e.lastPoll.Load()
-	if last == 0 {
-		return nil // not started yet
+	now := time.Now()
+	if last := e.lastPoll.Load(); last != 0 { // 0: not started yet
+		if age := now.Sub(time.Unix(0, last)); age > 10*pollTick {
+			return fmt.Errorf("the poll loop has not moved for %s", age.Round(time.Second))
+		}
 	}
-	if age := time.Since(time.Unix(0, last)); age > 10*pollTick {
-		return fmt.Errorf("the poll loop has not moved for %s", age.Round(time.Second))
-	}
-	return nil
+	return e.checkStuck(now)
 }
 
 // Check reports whether the worker has joined its group.

@@ -2,6 +2,7 @@ package consumer
 
 import (
 	"iter"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -93,8 +94,11 @@ type lane struct {
 	// pinned is an item that may not be overtaken.
 	pinned  *item
 	running bool
-	// current is the item that runs.
+	// current is the item that runs, slot its place among the running lanes.
 	current *item
+	slot    int
+	// turn is the context of the handler that runs, if one does.
+	turn atomic.Pointer[turnContext]
 	// conv is the conversation as this lane's last turn left it.
 	conv *millrace.Conversation
 

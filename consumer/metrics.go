@@ -22,6 +22,7 @@ type metrics struct {
 	waitingBytes prometheus.Gauge
 	partitions   prometheus.Gauge
 	paused       prometheus.Gauge
+	stuckTurns   prometheus.Gauge
 
 	handedOver       prometheus.Counter
 	handoverFailures prometheus.Counter
@@ -65,6 +66,7 @@ func newMetrics(reg prometheus.Registerer, priorities []millrace.Priority) *metr
 		waitingBytes: gauge("waiting_bytes", "Memory held by records that wait or run."),
 		partitions:   gauge("partitions", "Partitions assigned, over all priorities."),
 		paused:       gauge("paused_partitions", "Partitions not read because intake is at its bound."),
+		stuckTurns:   gauge("stuck_turns", "Turns whose handler goes on although its context has ended."),
 
 		handedOver:       counter("handed_over_turns_total", "Turns that went on after their partition was given up, announced to its next owner."),
 		handoverFailures: counter("handover_failures_total", "Announcements of running turns that Redis did not take or give."),
@@ -84,7 +86,7 @@ func newMetrics(reg prometheus.Registerer, priorities []millrace.Priority) *metr
 	if reg != nil {
 		reg.MustRegister(m.turns, m.deadLetters, m.queueWait, m.turnSeconds, m.redeliveries, m.rebalances, m.lost,
 			m.handedOver, m.handoverFailures, m.holds, m.holdSeconds,
-			m.fetchErrors, m.busySlots, m.lanes, m.waitingBytes, m.partitions, m.paused)
+			m.fetchErrors, m.busySlots, m.lanes, m.waitingBytes, m.partitions, m.paused, m.stuckTurns)
 	}
 	return m
 }

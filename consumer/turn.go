@@ -76,9 +76,12 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item, started time.Ti
 	if it.attempts == 0 && it.outages == 0 && !it.task.Time.IsZero() {
 		e.metrics.byPriority[it.priority].queueWait.Observe(started.Sub(it.task.Time).Seconds())
 	}
-	stack, timedOut, err := e.handle(ctx, it, turn, started)
+	stack, finishedAt, endedBy, err := e.handle(ctx, l, it, turn, started)
 	it.journaled = it.journaled || turn.Journaled()
-	finishedAt := time.Now()
+	timedOut := errors.Is(endedBy, context.DeadlineExceeded)
+	if err == nil && timedOut {
+		err = e.lateError(it)
+	}
 	e.metrics.byPriority[it.priority].turnSeconds.Observe(finishedAt.Sub(started).Seconds())
 
 	switch {
@@ -101,25 +104,26 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item, started time.Ti
 }
 
 // handle calls the handler with its time limits. A panic becomes an error here
-// and nowhere else. It reports whether the turn used up its time.
-func (e *Engine) handle(ctx context.Context, it *item, turn *millrace.Turn, started time.Time) (stack string, timedOut bool, err error) {
-	limit := started.Add(e.cfg.TurnTimeout)
+// and nowhere else. It reports when the handler returned, and what had ended its
+// context by then.
+func (e *Engine) handle(ctx context.Context, l *lane, it *item, turn *millrace.Turn, started time.Time) (stack string, at time.Time, endedBy, err error) {
+	limit := started.Add(e.cfg.turnTimeout(it.task.Type))
 	if d := it.task.Deadline; !d.IsZero() && d.Before(limit) {
 		limit = d
 	}
 	turnCtx := newTurnContext(ctx, limit)
-	defer turnCtx.end()
+	l.turn.Store(turnCtx)
 	defer func() {
 		if r := recover(); r != nil {
 			stack = string(debug.Stack())
 			err = fmt.Errorf("handler panicked: %v", r)
 			e.log.Error().Str("task", it.task.ID).Str("stack", stack).Msgf("handler panicked: %v", r)
 		}
+		l.turn.Store(nil)
+		at = time.Now()
+		endedBy = turnCtx.end(at)
 	}()
-	if err = e.cfg.Handler.Handle(turnCtx, turn); err == nil {
-		return "", false, nil
-	}
-	return "", errors.Is(turnCtx.Err(), context.DeadlineExceeded), err
+	return "", at, nil, e.cfg.Handler.Handle(turnCtx, turn)
 }
 
 // maxRetryAfter bounds how long a handler can make its conversation wait.

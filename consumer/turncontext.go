@@ -20,6 +20,13 @@ type turnContext struct {
 	// disarm is set with armed.
 	disarm context.CancelCauseFunc
 	ended  bool
+	// cause is why the context was ended before its handler returned.
+	cause error
+
+	// The watchdog's own: since when it has seen the context ended, and whether it
+	// has told so.
+	seenOver time.Time
+	reported bool
 }
 
 func newTurnContext(parent context.Context, deadline time.Time) *turnContext {
@@ -58,17 +65,58 @@ func (c *turnContext) arm() {
 func (c *turnContext) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.armed != nil {
+		return c.armed.Err() // not before Done is closed
+	}
+	return c.errAt(time.Now())
+}
+
+// errAt says how the context stands, also when its timer is late.
+func (c *turnContext) errAt(now time.Time) error {
 	switch {
-	case c.armed != nil:
+	case c.armed != nil && c.armed.Err() != nil:
 		return c.armed.Err()
 	case c.ended:
 		return context.Canceled
 	case c.parent.Err() != nil:
 		return c.parent.Err()
-	case !time.Now().Before(c.deadline):
+	case !now.Before(c.deadline):
 		return context.DeadlineExceeded
 	}
 	return nil
+}
+
+// cancel ends the context for a cause that context.Cause tells, unless it has
+// ended already.
+func (c *turnContext) cancel(cause error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.errAt(time.Now()) != nil {
+		return
+	}
+	c.cause = cause
+	c.arm()
+	c.disarm(cause)
+}
+
+// over returns since when the context has ended, and why. A nil cause says that
+// it has not. It is the watchdog's.
+func (c *turnContext) over(now time.Time) (since time.Time, cause error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := c.errAt(now)
+	switch {
+	case err == nil || c.ended:
+		return time.Time{}, nil
+	case c.seenOver.IsZero() && !now.Before(c.deadline):
+		c.seenOver = c.deadline
+	case c.seenOver.IsZero():
+		c.seenOver = now
+	}
+	if c.cause != nil {
+		err = c.cause
+	}
+	return c.seenOver, err
 }
 
 // Value implements context.Context. It goes by the armed context, by which the
@@ -84,12 +132,17 @@ func (c *turnContext) Value(key any) any {
 }
 
 // end releases what the context holds once the handler has returned: it is
-// canceled from then on, as contexts with a deadline are.
-func (c *turnContext) end() {
+// canceled from then on, as contexts with a deadline are. It returns what had
+// ended it before, or nil.
+func (c *turnContext) end(now time.Time) (endedBy error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if endedBy = c.cause; endedBy == nil {
+		endedBy = c.errAt(now)
+	}
 	c.ended = true
 	if c.armed != nil {
 		c.disarm(context.Canceled)
 	}
+	return endedBy
 }

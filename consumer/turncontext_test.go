@@ -44,7 +44,7 @@ func TestTurnContextBehavesLikeOneWithADeadline(t *testing.T) {
 				if got := err(c); !errors.Is(got, context.DeadlineExceeded) {
 					t.Errorf("at the deadline: %v", got)
 				}
-				c.end()
+				_ = c.end(time.Now())
 				if got := err(c); got == nil {
 					t.Error("the deadline's error is forgotten at the end")
 				}
@@ -57,10 +57,10 @@ func TestTurnContextBehavesLikeOneWithADeadline(t *testing.T) {
 				if got := err(c); !errors.Is(got, context.Canceled) {
 					t.Errorf("after the parent's end: %v", got)
 				}
-				c.end()
+				_ = c.end(time.Now())
 
 				c = newTurnContext(t.Context(), time.Now().Add(time.Minute))
-				c.end()
+				_ = c.end(time.Now())
 				if got := err(c); !errors.Is(got, context.Canceled) {
 					t.Errorf("after the end: %v", got)
 				}
@@ -75,7 +75,7 @@ func TestTurnContextWakesWhoWaits(t *testing.T) {
 	for name, endIt := range map[string]func(c *turnContext, cancelParent func()){
 		"deadline": func(*turnContext, func()) { <-time.After(time.Minute) },
 		"parent":   func(_ *turnContext, cancelParent func()) { cancelParent() },
-		"engine":   func(c *turnContext, _ func()) { c.end() },
+		"engine":   func(c *turnContext, _ func()) { _ = c.end(time.Now()) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -93,7 +93,7 @@ func TestTurnContextWakesWhoWaits(t *testing.T) {
 				if !woken {
 					t.Error("still waiting")
 				}
-				c.end()
+				_ = c.end(time.Now())
 			})
 		})
 	}

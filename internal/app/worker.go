@@ -83,7 +83,8 @@ func (w *Worker) open(ctx context.Context, p *Process, handler millrace.Handler)
 		Kafka: kafkaOpts, TopicPrefix: s.TopicPrefix, Pool: s.Pool, Priorities: s.Priorities,
 		Redis: w.redis, Handler: traced(w.llm.inContext(handler)), Store: w.store, History: w.store, Journal: w.store,
 		Slots: s.Slots, Reserved: s.Reserved, MaxAttempts: s.MaxAttempts,
-		RetryMin: s.RetryMin, RetryMax: s.RetryMax, TurnTimeout: s.HandlerTimeout, DrainTimeout: s.DrainTimeout,
+		RetryMin: s.RetryMin, RetryMax: s.RetryMax, TurnTimeout: s.HandlerTimeout, TypeTimeouts: s.TypeTimeouts,
+		StuckAfter: s.StuckAfter, StuckLimit: s.StuckLimit, DrainTimeout: s.DrainTimeout,
 		InstanceID: s.WorkerName, Logger: &p.Log, Metrics: p.Metrics,
 	})
 	if err != nil {

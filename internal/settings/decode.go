@@ -69,6 +69,39 @@ func (r *Reserved) Decode(value string) error {
 	return nil
 }
 
+// TypeTimeouts holds the longest turn of task types that differ from the rest.
+type TypeTimeouts map[string]time.Duration
+
+const (
+	minTurn = 100 * time.Millisecond
+	maxTurn = 24 * time.Hour
+)
+
+// Decode implements [envconfig.Decoder].
+func (t *TypeTimeouts) Decode(value string) error {
+	*t = TypeTimeouts{}
+	for pair := range strings.SplitSeq(value, ",") {
+		// A type may hold an equals sign; a duration does not.
+		at := strings.LastIndexByte(pair, '=')
+		if at < 0 {
+			return fmt.Errorf("%q is not of the form type=duration", pair)
+		}
+		taskType := strings.TrimSpace(pair[:at])
+		if err := (&millrace.Task{ID: "-", Type: taskType}).Validate(); err != nil || taskType == "" {
+			return fmt.Errorf("%q is no task type", taskType)
+		}
+		if _, twice := (*t)[taskType]; twice {
+			return fmt.Errorf("%q is there twice", taskType)
+		}
+		d, err := time.ParseDuration(strings.TrimSpace(pair[at+1:]))
+		if err != nil || d < minTurn || d > maxTurn {
+			return fmt.Errorf("%q is no duration from %s to %s", pair[at+1:], minTurn, maxTurn)
+		}
+		(*t)[taskType] = d
+	}
+	return nil
+}
+
 // field is what the tags say of one setting.
 type field struct {
 	index    int
@@ -198,6 +231,8 @@ func (f field) want(cause error) error {
 		return fmt.Errorf("want a duration such as 30s or 5m, from %s to %s", f.min, f.max)
 	case reflect.TypeFor[OnOff]():
 		return fmt.Errorf("want on or off")
+	case reflect.TypeFor[TypeTimeouts]():
+		return fmt.Errorf("%w: want the longest turn by task type, such as summarize=30s,research=20m", cause)
 	case reflect.TypeFor[Reserved]():
 		return fmt.Errorf("%w: want slots by priority, such as high=10,normal=5, or none", cause)
 	}

@@ -84,6 +84,12 @@ func text(v reflect.Value) string {
 			pairs = append(pairs, fmt.Sprintf("%s=%d", p, value[p]))
 		}
 		return strings.Join(pairs, ",")
+	case TypeTimeouts:
+		var pairs []string
+		for _, taskType := range slices.Sorted(maps.Keys(value)) {
+			pairs = append(pairs, taskType+"="+value[taskType].String())
+		}
+		return strings.Join(pairs, ",")
 	case string:
 		// A URL may carry a password or a key even where none is expected.
 		if strings.Contains(value, "://") {

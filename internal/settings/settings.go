@@ -91,7 +91,10 @@ type Settings struct {
 	Reserved       Reserved      `envconfig:"RESERVED" shown:"a tenth of the slots for the first priority" desc:"slots that others never take from a priority, as high=10,normal=5; or none"`
 	Handler        string        `envconfig:"HANDLER" default:"echo" oneof:"echo|agent|http" desc:"what runs turns: echo answers with the payload, agent asks the LLM, http posts the turn to HANDLER_URL"`
 	HandlerURL     string        `envconfig:"HANDLER_URL" desc:"where the http handler posts turns"`
-	HandlerTimeout time.Duration `envconfig:"HANDLER_TIMEOUT" default:"10m" min:"100ms" max:"24h" desc:"the longest that one attempt of a turn may take"`
+	HandlerTimeout time.Duration `envconfig:"HANDLER_TIMEOUT" default:"10m" min:"100ms" max:"24h" desc:"the longest that one attempt of a turn may take; one that takes longer has failed, whatever it returns"`
+	TypeTimeouts   TypeTimeouts  `envconfig:"TYPE_TIMEOUTS" desc:"the same for tasks of a type, as summarize=30s,research=20m" shown:"HANDLER_TIMEOUT for all"`
+	StuckAfter     time.Duration `envconfig:"STUCK_AFTER" default:"10s" min:"1s" max:"24h" desc:"how long a handler may go on after its time is up or its task is not its own any more, before it is logged and counted as stuck"`
+	StuckLimit     time.Duration `envconfig:"STUCK_LIMIT" default:"5m" min:"1s" max:"24h" desc:"how long a handler may do so before /livez fails, because only a restart frees its slot"`
 	MaxAttempts    int           `envconfig:"MAX_ATTEMPTS" default:"5" min:"1" max:"100" desc:"attempts of a task before it becomes a dead letter, unless the task says otherwise"`
 	RetryMin       time.Duration `envconfig:"RETRY_MIN" default:"1s" min:"1ms" max:"1h" desc:"upper bound of the wait before the second attempt; it doubles with every further one"`
 	RetryMax       time.Duration `envconfig:"RETRY_MAX" default:"1m" min:"1ms" max:"24h" desc:"upper bound of the wait before any attempt"`

@@ -140,6 +140,12 @@ func TestInvalidSettings(t *testing.T) {
 		{RoleTool, "RESERVED=high=1,high=2", "RESERVED", "twice"},
 		{RoleTool, "RESERVED=urgent=1", "RESERVED", "not among"},
 		{RoleTool, "RESERVED=high=60,normal=60", "RESERVED", "120 slots of 100"},
+		{RoleTool, "TYPE_TIMEOUTS=summarize", "TYPE_TIMEOUTS", "type=duration"},
+		{RoleTool, "TYPE_TIMEOUTS=summarize=30", "TYPE_TIMEOUTS", "no duration"},
+		{RoleTool, "TYPE_TIMEOUTS=summarize=1ms", "TYPE_TIMEOUTS", "no duration"},
+		{RoleTool, "TYPE_TIMEOUTS=a=1m,a=2m", "TYPE_TIMEOUTS", "twice"},
+		{RoleTool, "TYPE_TIMEOUTS==1m", "TYPE_TIMEOUTS", "no task type"},
+		{RoleTool, "STUCK_LIMIT=0s", "STUCK_LIMIT", "duration"},
 		{RoleTool, "POOL=a.b", "POOL", "lower-case"},
 		{RoleTool, "WORKER_NAME=a/b", "WORKER_NAME", "letters"},
 		{RoleWorker, "HANDLER=http", "HANDLER_URL", "missing"},
@@ -190,6 +196,9 @@ func TestValidSettings(t *testing.T) {
 		{RoleTool, "SLOTS=5", func(s Settings) bool { return len(s.Reserved) == 0 }},
 		{RoleTool, "RESERVED=none", func(s Settings) bool { return len(s.Reserved) == 0 }},
 		{RoleTool, "RESERVED=high=20,normal=5", func(s Settings) bool { return s.Reserved["high"] == 20 && s.Reserved["normal"] == 5 }},
+		{RoleTool, "TYPE_TIMEOUTS=summarize=30s,deep=research=20m", func(s Settings) bool {
+			return len(s.TypeTimeouts) == 2 && s.TypeTimeouts["summarize"] == 30*time.Second && s.TypeTimeouts["deep=research"] == 20*time.Minute
+		}},
 		{RoleTool, "RELAY=off RESULTS=false KAFKA_TLS=ON", func(s Settings) bool { return !bool(s.Relay) && !bool(s.Results) && bool(s.KafkaTLS) }},
 		{RoleTool, "SLOTS= HANDLER=", func(s Settings) bool { return s.Slots == 100 && s.Handler == "echo" }},
 		{RoleTool, "TEST_KAFKA_IMAGE=x", func(Settings) bool { return true }},

@@ -29,12 +29,12 @@ type Engine struct {
 	cache    cache
 	draining bool
 	// waking says that a slot has been woken and has not looked for a lane yet.
-	waking bool
-	waiting  []int64 // bytes of items in lanes and slots, by priority
-	full     []bool  // by priority: waiting is at its bound
-	unkeyed  uint64  // how many lanes of unkeyed tasks there have been
-	slots    sync.WaitGroup
-	running  []*lane // those that have a slot, each at its lane's slot
+	waking  bool
+	waiting []int64 // bytes of items in lanes and slots, by priority
+	full    []bool  // by priority: waiting is at its bound
+	unkeyed uint64  // how many lanes of unkeyed tasks there have been
+	slots   sync.WaitGroup
+	running []*lane // those that have a slot, each at its lane's slot
 	// toLookUp holds, by priority, what waits to be looked up.
 	toLookUp [][]fetched
 

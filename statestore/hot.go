@@ -96,40 +96,6 @@ func decodeHot(id, version, body string) (millrace.Conversation, error) {
 	return c, nil
 }
 
-// open reads the hot copy and leaves the hint that the task is running, in one
-// round trip. A copy that cannot be read counts as none.
-func (h *hotCopies) open(ctx context.Context, task *millrace.Task) (conv millrace.Conversation, found bool, err error) {
-	if task.Conversation == "" && !h.hints {
-		return conv, false, nil
-	}
-	pipe := h.redis.Pipeline()
-	var get *redis.SliceCmd
-	if task.Conversation != "" {
-		get = pipe.HMGet(ctx, h.key(task.Conversation), "v", "d")
-	}
-	if h.hints {
-		hint, err := encodeHint(task, millrace.StatusRunning)
-		if err != nil {
-			return conv, false, err
-		}
-		pipe.Set(ctx, h.taskKey(task.ID), hint, h.ttl)
-	}
-	if _, err := pipe.Exec(ctx); err != nil {
-		return conv, false, err
-	}
-	if get == nil {
-		return conv, false, nil
-	}
-	values := get.Val()
-	version, ok1 := values[0].(string)
-	body, ok2 := values[1].(string)
-	if !ok1 || !ok2 {
-		return conv, false, nil
-	}
-	conv, decodeErr := decodeHot(task.Conversation, version, body)
-	return conv, decodeErr == nil, nil
-}
-
 // put writes hot copies in one round trip. A copy that is newer than the given
 // one stays, unless overwrite says that the given one is right.
 func (h *hotCopies) put(ctx context.Context, convs []millrace.Conversation, overwrite bool, finished ...string) error {

@@ -12,41 +12,6 @@ import (
 	"millrace"
 )
 
-// Conversation returns a conversation with its newest messages as PostgreSQL
-// has it, or [millrace.ErrNotFound].
-func (s *Store) Conversation(ctx context.Context, id string) (millrace.Conversation, error) {
-	conv := millrace.Conversation{ID: id}
-	batch := &pgx.Batch{}
-	batch.Queue(`SELECT version, state::text, length FROM millrace.conversations WHERE id = $1`, id).QueryRow(func(row pgx.Row) error {
-		var state *string
-		if err := row.Scan(&conv.Version, &state, &conv.Length); err != nil {
-			return err
-		}
-		if state != nil {
-			conv.State = json.RawMessage(*state)
-		}
-		return nil
-	})
-	batch.Queue(lastMessagesSQL, id, int64(1)<<62, millrace.TailLength).Query(func(rows pgx.Rows) error {
-		var err error
-		conv.Tail, err = pgx.CollectRows(rows, scanMessage)
-		return err
-	})
-	err := s.cfg.Pool.SendBatch(ctx, batch).Close()
-	if errors.Is(err, pgx.ErrNoRows) {
-		return millrace.Conversation{}, fmt.Errorf("conversation %q: %w", id, millrace.ErrNotFound)
-	}
-	if err != nil {
-		return millrace.Conversation{}, classify(fmt.Errorf("read conversation: %w", err))
-	}
-	// The two statements may see two moments. History only grows, so cutting what
-	// came later gives the first moment.
-	for len(conv.Tail) > 0 && conv.Tail[len(conv.Tail)-1].Seq > conv.Length {
-		conv.Tail = conv.Tail[:len(conv.Tail)-1]
-	}
-	return conv, nil
-}
-
 // lastMessagesSQL goes newest first to use the index, then turns around.
 const lastMessagesSQL = `SELECT seq, role, content, task_id, at FROM (
 	SELECT seq, role, content, task_id, at FROM millrace.messages

@@ -12,8 +12,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"github.com/rs/zerolog"
-
-	"millrace"
 )
 
 // Config configures a [Store]. Zero values mean the defaults.
@@ -59,6 +57,7 @@ type Store struct {
 	hot         *hotCopies
 	commits     *queue[*pendingCommit]
 	lookups     *queue[*pendingLookup]
+	opens       *queue[*pendingOpen]
 }
 
 // New returns a store. Commits and look-ups wait until Run is called.
@@ -105,6 +104,7 @@ func New(cfg Config) (*Store, error) {
 		hot:         &hotCopies{redis: cfg.Redis, prefix: cfg.KeyPrefix, ttl: cfg.TTL, hints: !cfg.DropResults},
 		commits:     newQueue[*pendingCommit](),
 		lookups:     newQueue[*pendingLookup](),
+		opens:       newQueue[*pendingOpen](),
 	}
 	if cfg.Logger != nil {
 		s.log = cfg.Logger.With().Str("part", "statestore").Logger()
@@ -123,53 +123,15 @@ func (s *Store) Run(ctx context.Context) error {
 		wg.Go(func() { s.commitLoop(work) })
 	}
 	wg.Go(func() { s.lookupLoop(work) })
+	for range openers {
+		wg.Go(func() { s.openLoop(work) })
+	}
 	<-ctx.Done()
 	s.commits.close()
 	s.lookups.close()
+	s.opens.close()
 	wg.Wait()
 	return nil
-}
-
-// Open returns the conversation that a task runs on and marks the task as
-// running. Redis is asked first; what it does not have comes from PostgreSQL.
-// An unkeyed task gets an empty conversation.
-func (s *Store) Open(ctx context.Context, task *millrace.Task) (millrace.Conversation, error) {
-	conv, found, err := s.hot.open(ctx, task)
-	switch {
-	case err == nil && found:
-		s.metrics.opened.WithLabelValues("redis").Inc()
-		return conv, nil
-	case err != nil && !s.cfg.RunDegraded:
-		return millrace.Conversation{}, millrace.Unavailable(fmt.Errorf("open conversation: %w", err))
-	case task.Conversation == "":
-		return millrace.Conversation{}, nil
-	}
-	return s.load(ctx, task.Conversation, false)
-}
-
-// Reload returns the conversation as PostgreSQL has it and makes Redis agree,
-// whatever Redis holds. It is what a turn needs after a conflict.
-func (s *Store) Reload(ctx context.Context, task *millrace.Task) (millrace.Conversation, error) {
-	if task.Conversation == "" {
-		return millrace.Conversation{}, nil
-	}
-	return s.load(ctx, task.Conversation, true)
-}
-
-func (s *Store) load(ctx context.Context, id string, overwrite bool) (millrace.Conversation, error) {
-	conv, err := s.Conversation(ctx, id)
-	if errors.Is(err, millrace.ErrNotFound) {
-		conv, err = millrace.Conversation{ID: id}, nil
-	}
-	if err != nil {
-		return millrace.Conversation{}, err
-	}
-	s.metrics.opened.WithLabelValues("postgres").Inc()
-	if err := s.hot.put(ctx, []millrace.Conversation{conv}, overwrite); err != nil {
-		s.metrics.hotFailures.Inc()
-		s.log.Warn().Err(err).Msg("cannot write hot copy")
-	}
-	return conv, nil
 }
 
 // Check reports whether PostgreSQL answers.

@@ -8,7 +8,8 @@ import "context"
 //
 // Returning nil commits the turn's effects and completes the task. Returning an
 // error drops them: the task is tried again with backoff, unless the error says
-// otherwise (see [Permanent] and [RetryAfter]). A panic counts as an error.
+// otherwise (see [Permanent] and [RetryAfter]). A panic counts as an error, and so
+// does a call of runtime.Goexit.
 //
 // The context ends when the turn has used up the time for a turn
 // (MILLRACE_HANDLER_TIMEOUT, or MILLRACE_TYPE_TIMEOUTS for the task's type), when

@@ -9,6 +9,11 @@
 // its successor begins at or before the first unfinished task. What had already
 // been committed to the store is recognised there and not run again.
 //
+// A higher priority overtakes what waits of a lower one in its conversation, but
+// never a task that has journaled a step: what such a task has paid for belongs to
+// the conversation's version that it began on. While it backs off, or waits for a
+// dependency that is out, its whole conversation waits behind it.
+//
 // All priorities of a conversation meet in one lane because partition n of
 // every priority topic belongs to the same worker; [Balancer] sees to that.
 //

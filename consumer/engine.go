@@ -55,7 +55,7 @@ type Engine struct {
 	intake   chan struct{} // asks for a look at what is to be paused
 	ended    chan struct{} // asks for withdrawals to be carried out
 	unlooked chan struct{} // says that something waits to be looked up
-	lastPoll atomic.Int64  // unix nanoseconds
+	pulses   pulses
 	joined   atomic.Bool
 	// stuckSince is since when a turn has been stuck, in unix nanoseconds, 0 for none.
 	stuckSince atomic.Int64
@@ -94,6 +94,7 @@ func New(cfg Config) (*Engine, error) {
 		reserved[i] = cfg.Reserved[p]
 	}
 	e.cache.bound = cfg.CacheBytes
+	e.pulses.init()
 	e.schedule = newSchedule(cfg.Slots, reserved, cfg.AgingAfter)
 	return e, nil
 }
@@ -204,8 +205,9 @@ const pollTick = time.Second
 // pollLoop moves records into lanes. It ticks even when there are none, so that
 // a stuck loop can be told from an idle one.
 func (e *Engine) pollLoop(ctx context.Context, cl *kgo.Client) {
+	defer e.pulses.poll.end()
 	for ctx.Err() == nil {
-		e.lastPoll.Store(time.Now().UnixNano())
+		e.pulses.poll.beat()
 		tick, cancel := context.WithTimeout(ctx, pollTick)
 		fetches := cl.PollRecords(tick, 10_000)
 		cancel()
@@ -375,6 +377,16 @@ func (e *Engine) runSlot() {
 	e.waking = false
 	l, it := e.next(now)
 	e.mu.Unlock()
+	e.runTurns(l, it, now)
+}
+
+// runTurns runs an item, and then others, as one slot.
+func (e *Engine) runTurns(l *lane, it *item, now time.Time) {
+	defer func() {
+		if l != nil && it.exitStack != "" {
+			e.afterExit(l, it)
+		}
+	}()
 	for l != nil {
 		v := e.process(l, it, now)
 		now = time.Now()
@@ -490,20 +502,14 @@ func (e *Engine) awaitSlots() {
 	}
 }
 
-// Live reports whether the poll loop moves and no handler has been stuck for
-// long.
-func (e *Engine) Live(context.Context) error {
-	now := time.Now()
-	if last := e.lastPoll.Load(); last != 0 { // 0: not started yet
-		if age := now.Sub(time.Unix(0, last)); age > 10*pollTick {
-			return fmt.Errorf("the poll loop has not moved for %s", age.Round(time.Second))
-		}
-	}
-	return e.checkStuck(now)
-}
-
-// Check reports whether the worker has joined its group.
+// Check reports whether the worker takes tasks: it has joined its group and has
+// not been told to stop.
 func (e *Engine) Check(context.Context) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.draining {
+		return errors.New("draining: no more turns start here")
+	}
 	if !e.joined.Load() {
 		return errors.New("not a member of the consumer group yet")
 	}

@@ -161,7 +161,9 @@ func (e *Engine) handoverLoop(ctx context.Context) {
 	look := time.NewTicker(holdInterval)
 	defer look.Stop()
 	answered := time.Now()
+	defer e.pulses.handover.end()
 	for {
+		e.pulses.handover.beat()
 		select {
 		case <-ctx.Done():
 			return
@@ -193,6 +195,7 @@ func (e *Engine) withdrawEnded(ctx context.Context) {
 		return
 	}
 	for i, key := range todo {
+		e.pulses.handover.still()
 		call, cancel := context.WithTimeout(ctx, handoverTimeout)
 		err := e.handover.withdraw(call, key.partition, key.turn)
 		cancel()

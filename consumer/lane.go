@@ -31,6 +31,9 @@ type item struct {
 	// journaled says that a turn of this task has begun a step: no other task of
 	// the conversation overtakes it any more.
 	journaled bool
+	// exitStack is set when the handler has ended the slot's goroutine instead of
+	// returning: the goroutine's stack then.
+	exitStack string
 	// givenUp is set once the task is to become a dead letter.
 	givenUp *millrace.DeadLetter
 	// next is the item behind it in its lane.

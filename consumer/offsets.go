@@ -23,7 +23,9 @@ const (
 func (e *Engine) commitLoop(ctx context.Context, cl *kgo.Client) {
 	ticker := time.NewTicker(commitInterval)
 	defer ticker.Stop()
+	defer e.pulses.commit.end()
 	for {
+		e.pulses.commit.beat()
 		select {
 		case <-ctx.Done():
 			return

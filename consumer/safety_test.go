@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -460,9 +461,12 @@ func TestDrainingWorkerGoesOnPolling(t *testing.T) {
 		defer engine.mu.Unlock()
 		return engine.draining
 	})
+	if err := engine.Check(t.Context()); err == nil || !strings.Contains(err.Error(), "draining") {
+		t.Errorf("a draining worker is ready: %v", err)
+	}
 	for range 2 { // the poll under way does not count
-		now := time.Now().UnixNano()
-		eventually(t, "it polls", func() bool { return engine.lastPoll.Load() > now })
+		last := engine.pulses.poll.last.Load()
+		eventually(t, "it polls", func() bool { return engine.pulses.poll.last.Load() > last })
 	}
 	close(release)
 	<-stopped

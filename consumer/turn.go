@@ -113,17 +113,24 @@ func (e *Engine) handle(ctx context.Context, l *lane, it *item, turn *millrace.T
 	}
 	turnCtx := newTurnContext(ctx, limit)
 	l.turn.Store(turnCtx)
+	returned := false
 	defer func() {
-		if r := recover(); r != nil {
+		if !returned {
 			stack = string(debug.Stack())
-			err = fmt.Errorf("handler panicked: %v", r)
-			e.log.Error().Str("task", it.task.ID).Str("stack", stack).Msgf("handler panicked: %v", r)
+			if r := recover(); r != nil {
+				err = fmt.Errorf("handler panicked: %v", r)
+				e.log.Error().Str("task", it.task.ID).Str("stack", stack).Msgf("handler panicked: %v", r)
+			} else {
+				noteExit(it, turn, stack)
+			}
 		}
 		l.turn.Store(nil)
 		at = time.Now()
 		endedBy = turnCtx.end(at)
 	}()
-	return "", at, nil, e.cfg.Handler.Handle(turnCtx, turn)
+	err = e.cfg.Handler.Handle(turnCtx, turn)
+	returned = true
+	return "", at, nil, err
 }
 
 // maxRetryAfter bounds how long a handler can make its conversation wait.

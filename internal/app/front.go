@@ -31,12 +31,16 @@ func listen(ctx context.Context, p *Process, role string) (*front, error) {
 	return f, nil
 }
 
-var errStarting = errors.New("still connecting to the services")
+var (
+	errStarting = errors.New("still connecting to the services")
+	errStopping = errors.New("told to stop")
+)
 
 // whileStarting serves health from the first moment on, not ready, while start
 // connects to the services; then it runs what start returned, until ctx ends.
 func (f *front) whileStarting(ctx context.Context, start func(context.Context) (part, func(), error)) error {
 	started := make(chan struct{})
+	f.unreadyOnceStopped(ctx)
 	f.process.Health.Ready("start", func(context.Context) error {
 		select {
 		case <-started:
@@ -58,6 +62,17 @@ func (f *front) whileStarting(ctx context.Context, start func(context.Context) (
 		f.process.Log.Info().Str("role", f.role).Str("addr", f.listener.Addr().String()).Msg("started")
 		return main.run(ctx)
 	}})
+}
+
+// unreadyOnceStopped makes the process not ready when ctx ends, however long the
+// parts take to finish: nothing should be sent to it any more.
+func (f *front) unreadyOnceStopped(ctx context.Context) {
+	f.process.Health.Ready("process", func(context.Context) error {
+		if ctx.Err() != nil {
+			return errStopping
+		}
+		return nil
+	})
 }
 
 func (f *front) serve(ctx context.Context) error {

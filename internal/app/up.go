@@ -91,6 +91,7 @@ func RunUp(ctx context.Context, cfg UpConfig) error {
 	running, end := context.WithCancel(ctx)
 	defer end()
 	u.end = end
+	front.unreadyOnceStopped(running)
 	err = runParts(running, append(parts, part{"up", func(ctx context.Context) error { return u.run(ctx, front) }})...)
 	if ctx.Err() != nil && err != nil && cancelled(err) {
 		return interruptedError{}

@@ -90,7 +90,7 @@ func (w *Worker) open(ctx context.Context, p *Process, handler millrace.Handler)
 	if err != nil {
 		return err
 	}
-	p.Health.Live("poll loop", w.engine.Live)
+	p.Health.Live("engine", w.engine.Live)
 	p.Health.Ready("consumer group", w.engine.Check)
 	p.Health.Ready("postgres", w.store.Check)
 	if s.RedisDegraded != "run" {

@@ -2,6 +2,8 @@ package consumer
 
 import (
 	"context"
+	"hash/maphash"
+	"sync"
 	"time"
 
 	"millrace"
@@ -21,9 +23,29 @@ type fetched struct {
 // maxLookUp bounds the records of one query.
 const maxLookUp = 5000
 
+// lookedUp is what has been looked up and waits for its lanes.
+type lookedUp struct {
+	batch []fetched
+	found map[millrace.Key]bool
+	// releases is how many holds had been released before.
+	releases uint64
+}
+
 // lookUpLoop looks up what waits for it, higher priorities first. Within a
-// partition order is kept.
+// partition order is kept. While one answer goes into its lanes, the next is
+// asked for.
 func (e *Engine) lookUpLoop(ctx context.Context) {
+	answers := make(chan lookedUp, 1)
+	var queuing sync.WaitGroup
+	queuing.Go(func() {
+		seen := make(map[uint64]struct{})
+		for a := range answers {
+			clear(seen)
+			e.putLookedUp(a, seen)
+		}
+	})
+	defer queuing.Wait()
+	defer close(answers)
 	for {
 		select {
 		case <-ctx.Done():
@@ -39,7 +61,7 @@ func (e *Engine) lookUpLoop(ctx context.Context) {
 			if !ok {
 				return
 			}
-			e.putLookedUp(batch, found, releases)
+			answers <- lookedUp{batch, found, releases}
 		}
 	}
 }
@@ -93,19 +115,27 @@ func (e *Engine) lookUp(ctx context.Context, batch []fetched) (found map[millrac
 	}
 }
 
-// putLookedUp queues what is not complete.
-func (e *Engine) putLookedUp(batch []fetched, found map[millrace.Key]bool, releases uint64) {
+// lanesAtATime bounds how many items go into lanes before the mutex is given
+// back: turns wait for it.
+const lanesAtATime = 100
+
+// putLookedUp queues what is not complete. It uses seen, which is empty.
+func (e *Engine) putLookedUp(a lookedUp, seen map[uint64]struct{}) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := time.Now()
-	seen := make(map[millrace.Key]bool, len(batch))
-	for _, f := range batch {
-		f.part.unlooked--
+	n := 0
+	for _, f := range a.batch {
 		for _, it := range f.items {
+			if n++; n%lanesAtATime == 0 {
+				e.dispatch()
+				e.mu.Unlock()
+				e.mu.Lock()
+			}
 			switch {
 			case f.part.revoked:
 				e.waiting[it.priority] -= it.size
-			case it.lookUp && found[it.task.Key()]:
+			case it.lookUp && a.found[it.task.Key()]:
 				f.part.tracker.done(it.record.Offset)
 				e.waiting[it.priority] -= it.size
 				e.metrics.redeliveries.Inc()
@@ -113,16 +143,23 @@ func (e *Engine) putLookedUp(batch []fetched, found map[millrace.Key]bool, relea
 				// The turn of an earlier owner may have completed the task since: it did when
 				// its hold was released, at the latest. So may the same task before this one,
 				// which a sender's repeat has put into the log again.
-				key := it.task.Key()
-				it.lookUp = it.lookUp && (it.task.Redrive > 0 || e.releases != releases || seen[key])
-				seen[key] = true
+				id := maphash.String(seenSeed, it.task.ID)
+				_, again := seen[id]
+				seen[id] = struct{}{}
+				it.lookUp = it.lookUp && (it.task.Redrive > 0 || e.releases != a.releases || again)
 				e.queue(it, now)
 			}
 		}
+		// Only now: what is fetched of the partition until then comes after these.
+		f.part.unlooked--
 		e.adjustIntake(f.part)
 	}
 	e.dispatch()
 }
+
+// seenSeed is that of the hashes of task ids. Two ids with one hash cost a
+// look-up.
+var seenSeed = maphash.MakeSeed()
 
 // queue puts an item into its lane. Its caller holds the mutex.
 func (e *Engine) queue(it *item, now time.Time) {

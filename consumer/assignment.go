@@ -222,6 +222,9 @@ func (e *Engine) takeAway(revoked map[string][]int32) []*partition {
 				dropped++
 			}
 		}
+		if dropped > 0 && l.lease != "" && !l.running {
+			e.endLease(l) // kept for the retry of a task that others run now
+		}
 		if dropped > 0 {
 			e.schedule.remove(l)
 			e.makeReady(l, now)

@@ -39,6 +39,10 @@ type Config struct {
 	// Priorities are those that this pool serves, highest first. Default high,
 	// normal, batch.
 	Priorities []millrace.Priority
+	// Split says that other pools serve other priorities, of the same
+	// conversations: a turn then takes a lease in Redis. A pool also notices others
+	// once their workers have shown up in Redis. Default: this pool is alone.
+	Split bool
 	// Handler runs the turns. Required.
 	Handler millrace.Handler
 	// Store reads and commits. Required.
@@ -93,6 +97,9 @@ type Config struct {
 	// CacheBytes bounds the conversations that are kept in memory between their
 	// turns. Default 64 MiB; negative keeps none.
 	CacheBytes int64
+	// Host and Addr are where this worker can be asked over HTTP: the machine's name
+	// and host:port. Other processes learn them from Redis. Empty: it is not asked.
+	Host, Addr string
 	// InstanceID makes the member static: it keeps its partitions over a restart
 	// within the session time-out. Empty means a dynamic member.
 	InstanceID string
@@ -101,6 +108,8 @@ type Config struct {
 	// Metrics registers the engine's metrics. Nil registers none.
 	Metrics prometheus.Registerer
 }
+
+const defaultKeyPrefix = "millrace:"
 
 func (c *Config) validate() error {
 	var errs []error
@@ -150,7 +159,7 @@ func (c *Config) setDefaults() error {
 		c.TopicPrefix = "millrace."
 	}
 	if c.KeyPrefix == "" {
-		c.KeyPrefix = "millrace:"
+		c.KeyPrefix = defaultKeyPrefix
 	}
 	if c.Pool == "" {
 		c.Pool = "default"

@@ -45,6 +45,14 @@ type Engine struct {
 	withdrawals []holdKey
 	releases    uint64 // how often holds have been released
 
+	// leases is nil without Redis, as is registry.
+	leases   *leases
+	registry *registry
+	// overlaps are the priorities of other pools that have been warned of, in the
+	// form pool/priority. It belongs to the beat.
+	overlaps  map[string]bool
+	startedAt time.Time
+
 	// commitMu serialises offset commits with the loss of partitions: what is
 	// committed was owned when the commit began and is until it ends.
 	commitMu sync.Mutex
@@ -76,14 +84,21 @@ func New(cfg Config) (*Engine, error) {
 		waiting: make([]int64, len(cfg.Priorities)),
 		full:    make([]bool, len(cfg.Priorities)),
 		holds:   make(map[holdKey]*hold),
-		intake:  make(chan struct{}, 1),
-		ended:   make(chan struct{}, 1),
+
+		overlaps:  make(map[string]bool),
+		startedAt: time.Now(),
+
+		intake: make(chan struct{}, 1),
+		ended:  make(chan struct{}, 1),
 
 		toLookUp: make([][]fetched, len(cfg.Priorities)),
 		unlooked: make(chan struct{}, 1),
 	}
 	if cfg.Redis != nil {
 		e.handover = newHandover(cfg.Redis, cfg.KeyPrefix, cfg.Pool)
+		e.leases = newLeases(e.handover, cfg.KeyPrefix, cfg.Pool)
+		e.leases.split.Store(cfg.Split)
+		e.registry = newRegistry(cfg.Redis, cfg.KeyPrefix)
 	}
 	if cfg.Logger != nil {
 		e.log = cfg.Logger.With().Str("part", "consumer").Str("pool", cfg.Pool).Logger()
@@ -121,6 +136,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	background.Go(func() { e.watchdogLoop(work) })
 	if e.handover != nil {
 		background.Go(func() { e.handoverLoop(work) })
+		background.Go(func() { e.leaseLoop(work) })
 	}
 
 	<-ctx.Done()
@@ -139,6 +155,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	background.Wait()
 	// Only now: the loop that has just ended may have put withdrawals back.
 	e.withdrawEnded(context.WithoutCancel(ctx))
+	if e.leases != nil {
+		e.releaseAllLeases(context.WithoutCancel(ctx))
+	}
 	cl.Close()
 	return nil
 }
@@ -442,6 +461,9 @@ func (e *Engine) finish(l *lane, it *item, v verdict, now time.Time) (*lane, *it
 	default:
 		it.notBefore = now.Add(v.delay)
 		l.putBack(it)
+	}
+	if l.lease != "" && (v.kind != retry || part.revoked || !it.journaled) {
+		e.endLease(l)
 	}
 	if part.revoked {
 		l.conv = nil // its next turn here, if ever, comes after somebody else's

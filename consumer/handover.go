@@ -66,16 +66,13 @@ func (h *handover) hash(partition int32) string {
 
 func (h *handover) alive(incarnation string) string { return h.prefix + "alive:" + incarnation }
 
-// beat keeps what this incarnation has announced standing.
-func (h *handover) beat(ctx context.Context) error {
-	return h.redis.Set(ctx, h.alive(h.incarnation), 1, aliveFor).Err()
-}
-
 // announce says that turns go on. It beats first: an announcement of the dead
 // would hold nobody.
 func (h *handover) announce(ctx context.Context, turns map[int32][]turnName) error {
 	pipe := h.redis.Pipeline()
-	pipe.Set(ctx, h.alive(h.incarnation), 1, aliveFor)
+	// What the last beat told stays; without one there is nothing to tell yet.
+	pipe.SetNX(ctx, h.alive(h.incarnation), "{}", aliveFor)
+	pipe.Expire(ctx, h.alive(h.incarnation), aliveFor)
 	for partition, names := range turns {
 		values := make([]any, 0, 2*len(names))
 		for _, name := range names {

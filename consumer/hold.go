@@ -128,9 +128,12 @@ func (e *Engine) holdAnnounced(ctx context.Context, numbers []int32) {
 	e.metrics.holds.Set(float64(len(e.holds)))
 }
 
-// held reports whether a lane must wait for an earlier owner, and has it woken
-// when that is over. Its caller holds the mutex.
+// held reports whether a lane must wait for an earlier owner or for its lease,
+// and has it woken when that is over. Its caller holds the mutex.
 func (e *Engine) held(l *lane, it *item) bool {
+	if e.awaitsLease(l) {
+		return true
+	}
 	if len(e.holds) == 0 {
 		return false
 	}
@@ -162,17 +165,14 @@ func (e *Engine) handoverLoop(ctx context.Context) {
 	defer look.Stop()
 	answered := time.Now()
 	defer e.pulses.handover.end()
+	e.tell(ctx)
 	for {
 		e.pulses.handover.beat()
 		select {
 		case <-ctx.Done():
 			return
 		case <-beat.C:
-			call, cancel := context.WithTimeout(ctx, beatInterval)
-			if err := e.handover.beat(call); err != nil && ctx.Err() == nil {
-				e.metrics.handoverFailures.Inc()
-			}
-			cancel()
+			e.tell(ctx)
 		case <-e.ended:
 			e.withdrawEnded(ctx)
 		case <-look.C:
@@ -181,6 +181,15 @@ func (e *Engine) handoverLoop(ctx context.Context) {
 				answered = time.Now()
 			}
 		}
+	}
+}
+
+// tell beats: it keeps what this worker has announced standing.
+func (e *Engine) tell(ctx context.Context) {
+	call, cancel := context.WithTimeout(ctx, beatInterval)
+	defer cancel()
+	if err := e.beat(call); err != nil && ctx.Err() == nil {
+		e.metrics.handoverFailures.Inc()
 	}
 }
 
@@ -260,11 +269,7 @@ func (e *Engine) release(turns []announced) {
 		delete(e.holds, key)
 		e.metrics.holdSeconds.Observe(now.Sub(h.since).Seconds())
 		if l := h.lane; l != nil {
-			for i := range l.waiting {
-				for it := range l.waiting[i].all() {
-					it.lookUp = true
-				}
-			}
+			l.lookUpWaiting()
 			e.makeReady(l, now)
 		}
 	}

@@ -104,6 +104,10 @@ type lane struct {
 	turn atomic.Pointer[turnContext]
 	// conv is the conversation as this lane's last turn left it.
 	conv *millrace.Conversation
+	// lease names the turn that the lane has its lease for, "" when it has none.
+	lease string
+	// blockedBy is who was seen last to have the lease that the lane waits for.
+	blockedBy string
 
 	ready queuedLane
 	idle  idleLane

@@ -27,6 +27,12 @@ type metrics struct {
 	handedOver       prometheus.Counter
 	handoverFailures prometheus.Counter
 	holds            prometheus.Gauge
+	secondRuns       prometheus.Counter
+	leases           prometheus.Gauge
+	parked           prometheus.Gauge
+	leaseless        prometheus.Counter
+	leasesLost       prometheus.Counter
+	leaseFailures    prometheus.Counter
 	holdSeconds      prometheus.Histogram
 }
 
@@ -71,6 +77,12 @@ func newMetrics(reg prometheus.Registerer, priorities []millrace.Priority) *metr
 		handedOver:       counter("handed_over_turns_total", "Turns that went on after their partition was given up, announced to its next owner."),
 		handoverFailures: counter("handover_failures_total", "Announcements of running turns that Redis did not take or give."),
 		holds:            gauge("holds", "Conversations that wait for an earlier owner's turn."),
+		secondRuns:       counter("second_runs_total", "Turns that ran for nothing: another one of their conversation, or of the same task, committed first."),
+		leases:           gauge("leases", "Conversations that this worker has the lease of. Pools that share conversations take one for every turn."),
+		parked:           gauge("lease_waits", "Conversations that wait for another pool's turn."),
+		leaseless:        counter("leaseless_turns_total", "Turns without a lease because Redis has not answered for long; a turn of another pool may run beside."),
+		leasesLost:       counter("leases_lost_total", "Renewals of a running turn's lease that another turn has meanwhile."),
+		leaseFailures:    counter("lease_failures_total", "Words with Redis about leases that failed."),
 		holdSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "millrace_consumer_hold_seconds", Help: "How long conversations waited for an earlier owner's turn.",
 			Buckets: prometheus.ExponentialBuckets(0.01, 2.5, 12),
@@ -85,7 +97,7 @@ func newMetrics(reg prometheus.Registerer, priorities []millrace.Priority) *metr
 	}
 	if reg != nil {
 		reg.MustRegister(m.turns, m.deadLetters, m.queueWait, m.turnSeconds, m.redeliveries, m.rebalances, m.lost,
-			m.handedOver, m.handoverFailures, m.holds, m.holdSeconds,
+			m.secondRuns, m.leases, m.parked, m.leaseless, m.leasesLost, m.leaseFailures, m.handedOver, m.handoverFailures, m.holds, m.holdSeconds,
 			m.fetchErrors, m.busySlots, m.lanes, m.waitingBytes, m.partitions, m.paused, m.stuckTurns)
 	}
 	return m

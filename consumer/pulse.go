@@ -46,20 +46,20 @@ func (p *pulse) check() error {
 }
 
 // pulses are the loops without which a worker only seems to work: it would take
-// no tasks in, commit no offsets, or let its announcements lapse.
+// no tasks in, commit no offsets, or let its announcements and leases lapse.
 type pulses struct {
-	poll, commit, handover pulse
+	poll, commit, handover, leases pulse
 }
 
 func (p *pulses) init() {
-	p.poll.loop, p.commit.loop, p.handover.loop = "poll loop", "offset committer", "hand-over heartbeat"
+	p.poll.loop, p.commit.loop, p.handover.loop, p.leases.loop = "poll loop", "offset committer", "hand-over heartbeat", "lease heartbeat"
 	now := time.Now()
-	p.poll.epoch, p.commit.epoch, p.handover.epoch = now, now, now
+	p.poll.epoch, p.commit.epoch, p.handover.epoch, p.leases.epoch = now, now, now, now
 }
 
 // Live reports whether the engine's own loops move, and names those that do not,
 // and whether no handler has been stuck for long. It asks nobody else: a restart
 // must be the cure of what it reports.
 func (e *Engine) Live(context.Context) error {
-	return errors.Join(e.pulses.poll.check(), e.pulses.commit.check(), e.pulses.handover.check(), e.checkStuck(time.Now()))
+	return errors.Join(e.pulses.poll.check(), e.pulses.commit.check(), e.pulses.handover.check(), e.pulses.leases.check(), e.checkStuck(time.Now()))
 }

@@ -15,7 +15,7 @@ func TestLiveNamesTheLoopThatHangs(t *testing.T) {
 		if err := o.Live(t.Context()); err != nil {
 			t.Errorf("not started yet: %v", err)
 		}
-		all := []*pulse{&o.pulses.poll, &o.pulses.commit, &o.pulses.handover}
+		all := []*pulse{&o.pulses.poll, &o.pulses.commit, &o.pulses.handover, &o.pulses.leases}
 		for _, hangs := range all {
 			for _, p := range all {
 				p.beat()

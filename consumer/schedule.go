@@ -30,6 +30,16 @@ func (q *laneQueue) push(l *lane) {
 	q.last = l
 }
 
+func (q *laneQueue) pushFirst(l *lane) {
+	l.ready.queue, l.ready.after = q, q.first
+	if q.first == nil {
+		q.last = l
+	} else {
+		q.first.ready.before = l
+	}
+	q.first = l
+}
+
 // remove takes a lane out, from wherever it is.
 func (q *laneQueue) remove(l *lane) {
 	before, after := l.ready.before, l.ready.after
@@ -65,6 +75,16 @@ func (s *schedule) enqueue(l *lane, priority int, now time.Time) {
 	s.remove(l)
 	l.ready.priority, l.ready.since = priority, now
 	s.queues[priority].push(l)
+}
+
+// first puts a lane that waits for a slot before the others of its priority.
+func (s *schedule) first(l *lane) {
+	if q := l.ready.queue; q != nil {
+		priority, since := l.ready.priority, l.ready.since
+		q.remove(l)
+		l.ready.priority, l.ready.since = priority, since
+		q.pushFirst(l)
+	}
 }
 
 // remove takes a lane out of whatever queue it waits in.

@@ -55,6 +55,12 @@ func (e *Engine) process(l *lane, it *item, now time.Time) verdict {
 	if d := it.task.Deadline; !d.IsZero() && !now.Before(d) {
 		return e.giveUp(ctx, l, it, millrace.ReasonDeadlineExceeded, "the deadline passed before the task could run: "+d.Format(time.RFC3339), "")
 	}
+	if e.shared(l) {
+		if !e.takeLease(ctx, l, it) {
+			return verdict{kind: retry}
+		}
+		now = time.Now()
+	}
 	if l.conv == nil {
 		conv, err := e.cfg.Store.Open(ctx, &it.task)
 		if err != nil {
@@ -251,11 +257,13 @@ func (e *Engine) commit(ctx context.Context, l *lane, it *item, c millrace.Compl
 		}
 		return verdict{kind: finished, committed: true}
 	case millrace.AlreadyCompleted:
+		e.countSecondRun(&c)
 		e.metrics.redeliveries.Inc()
 		e.metrics.turns.WithLabelValues(prio, "already_completed").Inc()
 		l.conv = nil
 		return verdict{kind: finished}
 	case millrace.Conflict:
+		e.countSecondRun(&c)
 		e.metrics.turns.WithLabelValues(prio, "conflict").Inc()
 		conv, err := e.cfg.Store.Reload(ctx, &it.task)
 		if err != nil {
@@ -266,4 +274,12 @@ func (e *Engine) commit(ctx context.Context, l *lane, it *item, c millrace.Compl
 		return verdict{kind: retry}
 	}
 	panic(fmt.Sprintf("store returned %v", outcome))
+}
+
+// countSecondRun counts a turn that ran beside another one, or behind its back:
+// the other one has committed.
+func (e *Engine) countSecondRun(c *millrace.Completion) {
+	if c.DeadLetter == nil {
+		e.metrics.secondRuns.Inc()
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"millrace/internal/kafka"
+	"millrace/internal/settings"
 	"millrace/internal/testenv"
 )
 
@@ -175,7 +176,7 @@ func (p *pipeline) lag(ctx context.Context) (int64, error) {
 	for _, priority := range priorities {
 		topics = append(topics, p.topic("tasks."+priority))
 	}
-	lag, err := kafka.Lag(ctx, p.admin, p.group(), topics...)
+	lag, err := kafka.TaskLag(ctx, p.admin, &settings.Settings{TopicPrefix: p.prefix, Pool: "default"}, topics...)
 	if err != nil {
 		return 0, err
 	}

@@ -31,10 +31,13 @@ func lagCommand(c *cli) *cobra.Command {
 The lag counts from the committed offset, which is below the oldest task that is
 not done: tasks that finished out of order above it are counted as well. Before
 the first commit it counts from the oldest record. What Kafka does not answer is
-printed as unknown, which is not zero, and the exit code is then 1.`,
+printed as unknown, which is not zero, and the exit code is then 1.
+
+A pool that serves but some of the priorities has a lag in their topics alone:
+call it with that pool's MILLRACE_POOL and MILLRACE_PRIORITIES.`,
 		Example: `  millrace lag
   millrace lag --partitions
-  MILLRACE_POOL=gpu millrace lag --json | jq '[.partitions[].lag] | add'`,
+  MILLRACE_POOL=chat MILLRACE_PRIORITIES=high millrace lag --json | jq '[.partitions[].lag] | add'`,
 		Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
 			return c.withAdmin(command.Context(), func(ctx context.Context, s *settings.Settings, adm *kadm.Client) error {

@@ -25,6 +25,7 @@ func listen(ctx context.Context, p *Process, role string) (*front, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.Host, p.Addr = advertised(ctx, p, l.Addr().String())
 	f := &front{process: p, listener: l, mux: http.NewServeMux(), role: role}
 	p.Health.Handle(f.mux)
 	ops.HandleMetrics(f.mux, p.Registry)

@@ -14,7 +14,7 @@ import (
 	"millrace/internal/settings"
 )
 
-// lagReader tells admission how far the pool is behind, per priority.
+// lagReader tells admission how far the pools are behind, per priority.
 type lagReader struct {
 	adm *kadm.Client
 	s   *settings.Settings
@@ -35,7 +35,7 @@ func newLagReader(cl *kgo.Client, s *settings.Settings) *lagReader {
 // Lag implements [ingest.LagReader]. The drain rate is the change since the
 // call before.
 func (r *lagReader) Lag(ctx context.Context) (map[millrace.Priority]ingest.LagSample, error) {
-	group, err := kafka.Lag(ctx, r.adm, r.s.Group(), r.s.TaskTopics()...)
+	group, err := kafka.TaskLag(ctx, r.adm, r.s, r.s.TaskTopics()...)
 	if err != nil {
 		return nil, err
 	}

@@ -22,6 +22,9 @@ type Process struct {
 	Metrics  prometheus.Registerer
 	Registry *prometheus.Registry
 	Health   *ops.Health
+	// Host is this machine's name, Addr where others reach the process over HTTP.
+	// Empty: they do not.
+	Host, Addr string
 	// Kafka counts what the process' Kafka clients do. Nil: nobody counts.
 	Kafka *kafka.Metrics
 	// Limits are the providers' limits for when the settings name no file.

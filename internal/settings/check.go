@@ -202,7 +202,9 @@ func (l *loader) checkContents(s *Settings) {
 		}
 	}
 	priorities := func(p Problem) bool { return p.Name == Prefix+"PRIORITIES" }
-	if !slices.ContainsFunc(l.problems, priorities) { // the rules name priorities
+	// The rules name priorities: those of all pools. A worker does not classify, and
+	// may serve but some of them.
+	if !slices.ContainsFunc(l.problems, priorities) && l.role != RoleWorker && l.role != RoleRelay {
 		judge("RULES_FILE", s.RulesFile, func() error {
 			_, err := ingest.LoadRules(s.RulesFile, s.Priorities)
 			return err

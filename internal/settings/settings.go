@@ -80,7 +80,7 @@ type Settings struct {
 	URL             string `envconfig:"URL" default:"http://127.0.0.1:8080" desc:"the API that commands such as submit talk to"`
 
 	// Tasks.
-	Priorities []millrace.Priority `envconfig:"PRIORITIES" default:"high,normal,batch" desc:"the priorities, first served first, separated by commas; each has a topic"`
+	Priorities []millrace.Priority `envconfig:"PRIORITIES" default:"high,normal,batch" desc:"the priorities, first served first, separated by commas; each has a topic; a worker may serve but some of them (see pools)"`
 	RulesFile  string              `envconfig:"RULES_FILE" file:"true" desc:"YAML file of the rules that give a task its priority" shown:"what the sender wishes, else normal"`
 	Results    OnOff               `envconfig:"RESULTS" default:"on" desc:"publish a result event for every finished task; off also gives up exactly-once for turns without effects, and the status of tasks that have not finished"`
 

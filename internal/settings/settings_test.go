@@ -179,6 +179,10 @@ func TestInvalidSettings(t *testing.T) {
 }
 
 func TestValidSettings(t *testing.T) {
+	rules := filepath.Join(t.TempDir(), "rules.yaml")
+	if err := os.WriteFile(rules, []byte("rules:\n  - name: a\n    when: size > 1\n    priority: batch\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	tests := []struct {
 		role Role
 		env  string
@@ -187,6 +191,8 @@ func TestValidSettings(t *testing.T) {
 		{RoleIngest, "HTTP_ADDR=:8080 AUTH=trust-network", func(s Settings) bool { return s.HTTPAddr == ":8080" }},
 		{RoleIngest, "HTTP_ADDR=[::1]:0", func(s Settings) bool { return s.HTTPAddr == "[::1]:0" }},
 		{RoleIngest, "HTTP_ADDR=localhost:0", func(s Settings) bool { return s.HTTPAddr == "localhost:0" }},
+		// The rules of an installation, in a pool that serves but some of its priorities.
+		{RoleWorker, "PRIORITIES=high RULES_FILE=" + rules, func(s Settings) bool { return s.RulesFile == rules }},
 		{RoleWorker, "HTTP_ADDR=:8081", func(s Settings) bool { return s.HTTPAddr == ":8081" }},
 		{RoleTool, "KAFKA_BROKERS=a:1,b:2", func(s Settings) bool { return slices.Equal(s.KafkaBrokers, []string{"a:1", "b:2"}) }},
 		{RoleTool, "KAFKA_SASL_MECHANISM=plain KAFKA_USERNAME=u KAFKA_PASSWORD=p", func(s Settings) bool { return s.KafkaSASLMechanism == "PLAIN" }},

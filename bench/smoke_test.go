@@ -27,8 +27,8 @@ func TestSmallRunOfTheEngine(t *testing.T) {
 	}
 	figures := make(map[string]float64)
 	err = bench.Engine(t.Context(), bench.EngineConfig{
-		Settings: s, Only: []string{"poll", "noop"}, Records: 20_000, Window: time.Second,
-		Progress: os.Stderr, Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel),
+		Env:  bench.Env{Settings: s, Progress: os.Stderr, Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)},
+		Only: []string{"poll", "noop"}, Records: 20_000, Window: time.Second,
 	}, func(r bench.Result) error {
 		figures[r.Name] = r.Value
 		return r.WriteJSON(os.Stderr)

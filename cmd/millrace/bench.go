@@ -27,7 +27,7 @@ Prints a table, or with --json one object a line:
 within its bound.`,
 		Args: cobra.NoArgs,
 	}
-	cmd.AddCommand(benchEngineCommand(c))
+	cmd.AddCommand(benchEngineCommand(c), benchCommitCommand(c))
 	return cmd
 }
 
@@ -72,8 +72,8 @@ off, as MILLRACE_RESULTS=off.`,
 			if err := cfg.Validate(); err != nil {
 				return usageError{err}
 			}
-			return c.bench(cmd.Context(), &common, func(ctx context.Context, env benchEnv, report func(bench.Result) error) error {
-				cfg.Settings, cfg.Log, cfg.Progress, cfg.Measuring = env.settings, env.log, c.err, env.measuring
+			return c.bench(cmd.Context(), &common, func(ctx context.Context, env bench.Env, report func(bench.Result) error) error {
+				cfg.Env = env
 				return bench.Engine(ctx, cfg, report)
 			})
 		},
@@ -89,8 +89,45 @@ off, as MILLRACE_RESULTS=off.`,
 	return cmd
 }
 
+func benchCommitCommand(c *cli) *cobra.Command {
+	var (
+		common benchFlags
+		cfg    bench.CommitConfig
+	)
+	cmd := &cobra.Command{
+		Use:   "commit",
+		Short: "Measure turns with state, from the task to the published result",
+		Long: `Measures turns that leave something behind: whole turns of the handler echo, from
+the task in its topic to the published result, with state, two messages, a
+completion and an event (turns), how long it takes to open a conversation that
+Redis holds (open), and how much longer a turn takes in a conversation of 10,000
+messages than in one of 10 (history).
+
+Needs Kafka, Redis, and a PostgreSQL user who may create databases.`,
+		Example: `  millrace bench commit
+  millrace bench commit --only turns --records 50000 --json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cfg.Validate(); err != nil {
+				return usageError{err}
+			}
+			return c.bench(cmd.Context(), &common, func(ctx context.Context, env bench.Env, report func(bench.Result) error) error {
+				cfg.Env = env
+				return bench.Commit(ctx, cfg, report)
+			})
+		},
+	}
+	common.register(cmd)
+	flags := cmd.Flags()
+	flags.StringSliceVar(&cfg.Only, "only", nil, "run only these, of "+strings.Join(bench.CommitNames(), ","))
+	flags.IntVar(&cfg.Records, "records", 200_000, "tasks that turns runs")
+	flags.IntVar(&cfg.Slots, "slots", 1000, "turns at once in turns")
+	flags.IntVar(&cfg.Opens, "opens", 2000, "how often open and history open a conversation")
+	return cmd
+}
+
 // bench runs benchmarks and prints what they report.
-func (c *cli) bench(ctx context.Context, f *benchFlags, run func(context.Context, benchEnv, func(bench.Result) error) error) (err error) {
+func (c *cli) bench(ctx context.Context, f *benchFlags, run func(context.Context, bench.Env, func(bench.Result) error) error) (err error) {
 	env, done, err := c.benchEnv(ctx, f)
 	if err != nil {
 		return err

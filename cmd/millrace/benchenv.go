@@ -10,22 +10,14 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/rs/zerolog"
-
 	"millrace/internal/app"
+	"millrace/internal/bench"
 	"millrace/internal/settings"
 )
 
-// benchEnv is what a benchmark runs in.
-type benchEnv struct {
-	settings  settings.Settings
-	log       zerolog.Logger
-	measuring func() (stop func())
-}
-
 // benchEnv reads settings and flags. The returned function writes what is left
 // to write.
-func (c *cli) benchEnv(ctx context.Context, f *benchFlags) (benchEnv, func() error, error) {
+func (c *cli) benchEnv(ctx context.Context, f *benchFlags) (bench.Env, func() error, error) {
 	// Whoever sets a level gets that one; the lines of a healthy worker are no
 	// part of a measurement.
 	environ := slices.Concat([]string{"MILLRACE_LOG_LEVEL=error"}, c.environ)
@@ -33,24 +25,24 @@ func (c *cli) benchEnv(ctx context.Context, f *benchFlags) (benchEnv, func() err
 		environ = append(environ, "MILLRACE_KAFKA_BROKERS="+strings.Join(f.brokers, ","))
 	}
 	var (
-		env benchEnv
+		env bench.Env
 		err error
 	)
-	if env.settings, err = settings.Load(environ, settings.RoleWorker); err != nil {
+	if env.Settings, err = settings.Load(environ, settings.RoleWorker); err != nil {
 		return env, nil, err
 	}
-	log, flush, err := c.logger(&env.settings, nil)
+	log, flush, err := c.logger(&env.Settings, nil)
 	if err != nil {
 		return env, nil, err
 	}
-	env.log = log
+	env.Log, env.Progress = log, c.err
 	stopTracing, err := app.StartTracing(ctx, "millrace-bench", log)
 	if err != nil {
 		flush()
 		return env, nil, err
 	}
 	profile := &cpuProfile{path: f.cpuProfile}
-	env.measuring = profile.start
+	env.Measuring = profile.start
 	return env, func() error {
 		stopTracing()
 		flush()

@@ -86,7 +86,7 @@ func TestEngineRefusesOtherMachinesBeforeItSendsAnything(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = Engine(t.Context(), EngineConfig{Settings: s}, func(Result) error { return nil })
+	err = Engine(t.Context(), EngineConfig{Env: Env{Settings: s}}, func(Result) error { return nil })
 	if err == nil || !strings.Contains(err.Error(), "loopback") {
 		t.Errorf("error %v, want one about loopback", err)
 	}

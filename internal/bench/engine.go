@@ -4,14 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/rs/zerolog"
-
-	"millrace/internal/settings"
 )
 
 // What others do with the same records on a 2-core machine, for when they are
@@ -21,9 +16,7 @@ const recordedPeerRate = 75_200 // Confluent Parallel Consumer 0.5.3.3, 1,000 sl
 // EngineConfig configures the benchmarks of the engine. Zero values mean the
 // defaults.
 type EngineConfig struct {
-	// Settings say where the services are. Topics, database, pool, slots and
-	// results are the benchmark's own. Required.
-	Settings settings.Settings
+	Env
 	// Only names the benchmarks to run, of [EngineNames]. Default: all, in order.
 	Only []string
 	// Records is how many records noop and poll read; half of them are the backlog
@@ -40,12 +33,6 @@ type EngineConfig struct {
 	// PeerRate is the Parallel Consumer's rate in the same run. Default 75,200
 	// records a second, as recorded.
 	PeerRate float64
-	// Measuring is called when a worker begins to run the load, and what it returns
-	// when it has: a place for a profiler. Nil: nothing is called.
-	Measuring func() (stop func())
-	// Progress tells people what takes long. Nil: nobody.
-	Progress io.Writer
-	Log      zerolog.Logger
 }
 
 // EngineNames returns the benchmarks of the engine in the order they run.
@@ -73,8 +60,7 @@ var engineBenchmarks = []struct {
 // engineRun is one call of [Engine].
 type engineRun struct {
 	EngineConfig
-	place  *place
-	report func(Result) error
+	run
 }
 
 // Validate reports all that is wrong with the configuration.
@@ -93,7 +79,7 @@ func (c *EngineConfig) Validate() error {
 
 // Engine runs the benchmarks of the engine and reports each figure as it comes.
 func Engine(ctx context.Context, cfg EngineConfig, report func(Result) error) (err error) {
-	if err := errors.Join(cfg.Validate(), checkLoopback(&cfg.Settings)); err != nil {
+	if err := cfg.Validate(); err != nil {
 		return err
 	}
 	if cfg.Records == 0 {
@@ -108,14 +94,8 @@ func Engine(ctx context.Context, cfg EngineConfig, report func(Result) error) (e
 	if cfg.PeerRate == 0 {
 		cfg.PeerRate = recordedPeerRate
 	}
-	if cfg.Measuring == nil {
-		cfg.Measuring = func() func() { return func() {} }
-	}
-	if cfg.Progress == nil {
-		cfg.Progress = io.Discard
-	}
-	r := &engineRun{EngineConfig: cfg, report: report}
-	if r.place, err = newPlace(ctx, cfg.Settings, cfg.TopicPrefix, cfg.Progress, cfg.Log); err != nil {
+	r := &engineRun{EngineConfig: cfg}
+	if r.run, err = newRun(ctx, cfg.Env, cfg.TopicPrefix, report); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.place.remove(ctx)) }()

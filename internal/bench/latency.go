@@ -28,7 +28,7 @@ func (r *engineRun) latency(ctx context.Context) error {
 		p.started(turn.Task())
 		return nil
 	}
-	say(r.Progress, "engine.latency: %d tasks, %d a second", p.n, p.rate)
+	say(r.env.Progress, "engine.latency: %d tasks, %d a second", p.n, p.rate)
 	err = r.withWorker(ctx, s, handler, func(ctx context.Context, registry *prometheus.Registry) error {
 		if err := joined(ctx, registry, len(s.Priorities)); err != nil {
 			return err

@@ -44,7 +44,7 @@ func (r *engineRun) memory(ctx context.Context) error {
 	}
 	s.DrainTimeout = time.Second
 	perRecord := 0.0
-	say(r.Progress, "engine.memory: %d records", memoryRecords)
+	say(r.env.Progress, "engine.memory: %d records", memoryRecords)
 	err = r.withWorker(ctx, s, handler, func(ctx context.Context, registry *prometheus.Registry) error {
 		// Whatever happens, the worker is not to wait for the held slot.
 		defer close(release)
@@ -52,7 +52,7 @@ func (r *engineRun) memory(ctx context.Context) error {
 			return err
 		}
 		topic := s.TaskTopic(millrace.Normal)
-		if err := preload(ctx, r.place.client, load{topic: topic, records: 1, keys: Keys(1)}, r.Progress); err != nil {
+		if err := preload(ctx, r.place.client, load{topic: topic, records: 1, keys: Keys(1)}, r.env.Progress); err != nil {
 			return err
 		}
 		if err := await(ctx, warm, startLimit, "no turn"); err != nil {
@@ -62,7 +62,7 @@ func (r *engineRun) memory(ctx context.Context) error {
 			return err
 		}
 		before := heap()
-		if err := preload(ctx, r.place.client, load{topic: topic, records: memoryRecords, keys: Keys(10_000), more: true}, r.Progress); err != nil {
+		if err := preload(ctx, r.place.client, load{topic: topic, records: memoryRecords, keys: Keys(10_000), more: true}, r.env.Progress); err != nil {
 			return err
 		}
 		waiting, err := settled(ctx, registry)

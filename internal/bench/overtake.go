@@ -31,7 +31,7 @@ func (r *engineRun) overtake(ctx context.Context) error {
 	backlog := max(1, r.Records/2)
 	if err := preload(ctx, r.place.client, load{
 		topic: s.TaskTopic(millrace.Batch), records: backlog, keys: Keys(10_000),
-	}, r.Progress); err != nil {
+	}, r.env.Progress); err != nil {
 		return err
 	}
 	behind, err := r.highWaits(ctx, s, backlog)
@@ -68,7 +68,7 @@ func (r *engineRun) highWaits(ctx context.Context, s settings.Settings, backlog 
 		}
 		return pause(ctx, overtakeWork)
 	}
-	say(r.Progress, "engine.overtake: %d high tasks, %d a second, behind a backlog of %d", p.n, p.rate, backlog)
+	say(r.env.Progress, "engine.overtake: %d high tasks, %d a second, behind a backlog of %d", p.n, p.rate, backlog)
 	err = r.withWorker(ctx, s, handler, func(ctx context.Context, registry *prometheus.Registry) error {
 		if err := joined(ctx, registry, len(s.Priorities)); err != nil {
 			return err

@@ -27,7 +27,7 @@ func (r *engineRun) records(ctx context.Context) (settings.Settings, error) {
 	}
 	return s, preload(ctx, r.place.client, load{
 		topic: s.TaskTopic(millrace.Normal), records: r.Records, keys: Keys(10_000),
-	}, r.Progress)
+	}, r.env.Progress)
 }
 
 // poll measures how fast the client alone reads the records: the limit of the
@@ -37,7 +37,7 @@ func (r *engineRun) poll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	opts, err := kafka.Options(&s, "bench", r.Log)
+	opts, err := kafka.Options(&s, "bench", r.env.Log)
 	if err != nil {
 		return err
 	}
@@ -48,7 +48,7 @@ func (r *engineRun) poll(ctx context.Context) error {
 		return fmt.Errorf("open consumer: %w", err)
 	}
 	defer client.Close()
-	stop := r.Measuring()
+	stop := r.env.Measuring()
 	defer stop()
 	began := time.Now()
 	before, _ := cpuTime()
@@ -60,7 +60,7 @@ func (r *engineRun) poll(ctx context.Context) error {
 		n += fetches.NumRecords()
 	}
 	rate := float64(r.Records) / time.Since(began).Seconds()
-	if err := r.reportCPU("engine.poll.cpu", before); err != nil {
+	if err := r.reportCPU("engine.poll.cpu", before, r.Records, "record"); err != nil {
 		return err
 	}
 	return r.report(Plain("engine.poll", rate, "records/s"))
@@ -90,7 +90,7 @@ func (r *engineRun) noop(ctx context.Context) error {
 		}
 		return nil
 	}
-	say(r.Progress, "engine.noop: %d records, %d slots", r.Records, r.Slots)
+	say(r.env.Progress, "engine.noop: %d records, %d slots", r.Records, r.Slots)
 	before, _ := cpuTime()
 	err = r.withWorker(ctx, s, handler, func(ctx context.Context, _ *prometheus.Registry) error {
 		return r.watch(ctx, &handled, all)
@@ -101,51 +101,16 @@ func (r *engineRun) noop(ctx context.Context) error {
 	if err := r.checkCommitted(ctx, &s, wanted); err != nil {
 		return err
 	}
-	if err := r.reportCPU("engine.noop.cpu", before); err != nil {
+	if err := r.reportCPU("engine.noop.cpu", before, r.Records, "record"); err != nil {
 		return err
 	}
 	rate := float64(wanted) / time.Duration(last.Load()-first.Load()).Seconds()
 	return r.report(AtLeast("engine.noop", rate, "records/s", 5*r.PeerRate))
 }
 
-// reportCPU reports what this process has used of the processors since before,
-// for each record: a figure that hardly changes when others use the machine too.
-func (r *engineRun) reportCPU(name string, before time.Duration) error {
-	now, known := cpuTime()
-	if !known {
-		return nil
-	}
-	return r.report(Plain(name, float64(now-before)/float64(time.Microsecond)/float64(r.Records), "us/record"))
-}
-
-// watch waits for all and says how far things are. What does not move for a
-// minute never will.
-func (r *engineRun) watch(ctx context.Context, handled *atomic.Int64, all <-chan struct{}) error {
-	tick := time.NewTicker(5 * time.Second)
-	defer tick.Stop()
-	moved, before := time.Now(), int64(0)
-	for {
-		select {
-		case <-all:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-		now := handled.Load()
-		if now > before {
-			moved = time.Now()
-		} else if time.Since(moved) > startLimit {
-			return fmt.Errorf("stuck at %d records", now)
-		}
-		say(r.Progress, "handled %d, %d a second", now, (now-before)/5)
-		before = now
-	}
-}
-
 // checkCommitted reports when the group has not committed just the records that
 // were handled.
-func (r *engineRun) checkCommitted(ctx context.Context, s *settings.Settings, wanted int64) error {
+func (r *run) checkCommitted(ctx context.Context, s *settings.Settings, wanted int64) error {
 	offsets, err := r.place.admin.FetchOffsets(ctx, s.Group())
 	if err == nil {
 		err = offsets.Error()

@@ -39,7 +39,7 @@ func (r *engineRun) hot(ctx context.Context) error {
 	// As many conversations as slots: one that waits for its next record costs.
 	if err := preload(ctx, r.place.client, load{
 		topic: s.TaskTopic(millrace.Normal), records: need, keys: keysOf(1000, 0, partitions),
-	}, r.Progress); err != nil {
+	}, r.env.Progress); err != nil {
 		return err
 	}
 	return r.steady(ctx, "engine.hot", s, need, 95)
@@ -72,7 +72,7 @@ func (r *engineRun) steady(ctx context.Context, name string, s settings.Settings
 		handled.Add(1)
 		return nil
 	}
-	say(r.Progress, "%s: a window of %s after %s", name, r.Window, workWarmUp)
+	say(r.env.Progress, "%s: a window of %s after %s", name, r.Window, workWarmUp)
 	share := 0.0
 	err := r.withWorker(ctx, s, handler, func(ctx context.Context, _ *prometheus.Registry) error {
 		if err := await(ctx, begun, startLimit, "no turn"); err != nil {

@@ -18,11 +18,11 @@ var errWorkerEnded = errors.New("the worker ended before the measurement")
 
 // withWorker runs a worker, wired as in the product, for as long as measure
 // runs. The worker has drained and committed when it returns.
-func (r *engineRun) withWorker(ctx context.Context, s settings.Settings, handler millrace.HandlerFunc,
+func (r *run) withWorker(ctx context.Context, s settings.Settings, handler millrace.HandlerFunc,
 	measure func(ctx context.Context, registry *prometheus.Registry) error,
 ) error {
 	registry := ops.NewRegistry("bench")
-	process, err := app.NewProcess(s, r.Log, registry)
+	process, err := app.NewProcess(s, r.env.Log, registry)
 	if err != nil {
 		return err
 	}
@@ -37,7 +37,7 @@ func (r *engineRun) withWorker(ctx context.Context, s settings.Settings, handler
 	measureCtx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	ended := make(chan error, 1)
-	stopProfile := r.Measuring()
+	stopProfile := r.env.Measuring()
 	go func() {
 		err := worker.Run(workerCtx)
 		cancel(errWorkerEnded)

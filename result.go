@@ -23,6 +23,18 @@ type TaskResult struct {
 	FinishedAt    time.Time `json:"finished_at,omitzero"`
 }
 
+// Cancel says that a task has been cancelled.
+type Cancel struct {
+	// Key is the run of the task that was cancelled.
+	Key Key
+	// Conversation is the task's, if it was known when the task was cancelled.
+	Conversation string
+}
+
+// ErrCancelled is why the context of a running turn has ended when its task was
+// cancelled: [context.Cause] returns it.
+var ErrCancelled = errors.New("the task was cancelled")
+
 // ErrNotFound is returned by readers for a task, conversation or dead letter
 // that they do not know.
 var ErrNotFound = errors.New("not found")

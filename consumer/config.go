@@ -27,6 +27,13 @@ type Store interface {
 	Commit(ctx context.Context, c millrace.Completion) (millrace.Outcome, error)
 }
 
+// Cancels is what tells the engine of cancels.
+type Cancels interface {
+	// WatchCancels tells of cancels until ctx ends. At first it tells of recent ones
+	// again. Each is a hint. It returns an error when it can tell no more.
+	WatchCancels(ctx context.Context, told func([]millrace.Cancel)) error
+}
+
 // Config configures an [Engine]. Zero values mean the defaults.
 type Config struct {
 	// Kafka holds what is needed to reach the brokers: seeds, TLS, SASL, client
@@ -49,6 +56,9 @@ type Config struct {
 	Store Store
 	// History reads older messages for turns. Nil: turns see the newest ones only.
 	History millrace.HistoryReader
+	// Cancels tells of tasks that are cancelled, so that their turns end early. Nil:
+	// they run to their end and commit nothing.
+	Cancels Cancels
 	// Journal keeps the outcome of steps. Nil: steps run anew at every attempt.
 	Journal millrace.Journal
 	// Redis is where running turns are announced to the next owner of their

@@ -44,6 +44,8 @@ type Engine struct {
 	holds       map[holdKey]*hold
 	withdrawals []holdKey
 	releases    uint64 // how often holds have been released
+	// cancels are the runs of tasks that are said to be cancelled.
+	cancels keySet
 
 	// leases is nil without Redis, as is registry.
 	leases   *leases
@@ -63,6 +65,7 @@ type Engine struct {
 	intake   chan struct{} // asks for a look at what is to be paused
 	ended    chan struct{} // asks for withdrawals to be carried out
 	unlooked chan struct{} // says that something waits to be looked up
+	rumours  chan struct{} // says that a running task may have been cancelled
 	pulses   pulses
 	joined   atomic.Bool
 	// stuckSince is since when a turn has been stuck, in unix nanoseconds, 0 for none.
@@ -93,6 +96,7 @@ func New(cfg Config) (*Engine, error) {
 
 		toLookUp: make([][]fetched, len(cfg.Priorities)),
 		unlooked: make(chan struct{}, 1),
+		rumours:  make(chan struct{}, 1),
 	}
 	if cfg.Redis != nil {
 		e.handover = newHandover(cfg.Redis, cfg.KeyPrefix, cfg.Pool)
@@ -134,6 +138,10 @@ func (e *Engine) Run(ctx context.Context) error {
 	background.Go(func() { e.intakeLoop(work, cl) })
 	background.Go(func() { e.lookUpLoop(work) })
 	background.Go(func() { e.watchdogLoop(work) })
+	if e.cfg.Cancels != nil {
+		background.Go(func() { e.hearCancels(work) })
+		background.Go(func() { e.cancelLoop(work) })
+	}
 	if e.handover != nil {
 		background.Go(func() { e.handoverLoop(work) })
 		background.Go(func() { e.leaseLoop(work) })
@@ -425,6 +433,9 @@ func (e *Engine) next(now time.Time) (*lane, *item) {
 	}
 	it := l.head()
 	l.pop(it)
+	if e.cancels.has(it.task.Key()) {
+		it.lookUp = true
+	}
 	l.running, l.current = true, it
 	l.slot = len(e.running)
 	e.running = append(e.running, l)

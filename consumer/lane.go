@@ -34,6 +34,10 @@ type item struct {
 	// exitStack is set when the handler has ended the slot's goroutine instead of
 	// returning: the goroutine's stack then.
 	exitStack string
+	// rumoured says that the task is said to be cancelled while it runs.
+	rumoured bool
+	// endedBy is why its turn is to end, if it is. It is set once.
+	endedBy atomic.Pointer[error]
 	// givenUp is set once the task is to become a dead letter.
 	givenUp *millrace.DeadLetter
 	// next is the item behind it in its lane.

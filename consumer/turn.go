@@ -82,6 +82,9 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item, started time.Ti
 	if it.attempts == 0 && it.outages == 0 && !it.task.Time.IsZero() {
 		e.metrics.byPriority[it.priority].queueWait.Observe(started.Sub(it.task.Time).Seconds())
 	}
+	if it.endedBy.Load() != nil {
+		return e.cancelledTurn(it)
+	}
 	stack, finishedAt, endedBy, err := e.handle(ctx, l, it, turn, started)
 	it.journaled = it.journaled || turn.Journaled()
 	timedOut := errors.Is(endedBy, context.DeadlineExceeded)
@@ -96,6 +99,8 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item, started time.Ti
 		// and must find nothing of this run but its journal.
 		e.metrics.turns.WithLabelValues(prio, "interrupted").Inc()
 		return verdict{kind: dropped}
+	case errors.Is(endedBy, millrace.ErrCancelled):
+		return e.cancelledTurn(it)
 	case err == nil:
 		return e.commit(ctx, l, it, millrace.Completion{
 			Task: it.task, Status: millrace.StatusCompleted, Base: *l.conv, Attempts: it.attempts + 1,
@@ -120,6 +125,11 @@ func (e *Engine) handle(ctx context.Context, l *lane, it *item, turn *millrace.T
 	turnCtx := newTurnContext(ctx, limit)
 	l.turn.Store(turnCtx)
 	returned := false
+	// Whoever sets endedBy looks for the context after it: one of the two sees the
+	// other.
+	if why := it.endedBy.Load(); why != nil {
+		turnCtx.cancel(*why)
+	}
 	defer func() {
 		if !returned {
 			stack = string(debug.Stack())

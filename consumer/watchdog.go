@@ -39,7 +39,7 @@ func (e *Engine) sweep(now time.Time) {
 	var (
 		found  []stuckTurn
 		stuck  int
-		oldest time.Time
+		oldest int64
 	)
 	e.mu.Lock()
 	for _, l := range e.running {
@@ -52,8 +52,8 @@ func (e *Engine) sweep(now time.Time) {
 			continue
 		}
 		stuck++
-		if oldest.IsZero() || since.Before(oldest) {
-			oldest = since
+		if at := since.UnixNano(); oldest == 0 || at < oldest {
+			oldest = at
 		}
 		if !turn.reported {
 			turn.reported = true
@@ -63,10 +63,7 @@ func (e *Engine) sweep(now time.Time) {
 	}
 	e.mu.Unlock()
 	e.metrics.stuckTurns.Set(float64(stuck))
-	e.stuckSince.Store(0)
-	if stuck > 0 {
-		e.stuckSince.Store(oldest.UnixNano())
-	}
+	e.stuckSince.Store(oldest)
 	for _, s := range found {
 		e.log.Error().AnErr("ended_by", s.cause).Str("task", s.task).Str("type", s.taskType).Str("conversation", s.conversation).
 			Dur("for", now.Sub(s.since)).Dur("not_live_after", e.cfg.StuckLimit).

@@ -39,6 +39,8 @@ type Config struct {
 	// ReaderSetting names the setting that is missing when Reader is nil, for
 	// that answer. Default: "MILLRACE_POSTGRES_URL".
 	ReaderSetting string
+	// Canceller cancels tasks. Nil: that route answers 503 like those of the Reader.
+	Canceller Canceller
 	// Announcer is told of accepted tasks, so that their status can be read
 	// before a worker has seen them. It is a hint: announcements are dropped
 	// when it does not keep up. Nil: nobody is told.

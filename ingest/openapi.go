@@ -92,9 +92,16 @@ func (a *api) static(path, contentType string, content []byte) {
 }
 
 func (a *api) route(op huma.Operation, problems []*problemKind, e endpoint) {
+	a.document(op, problems, op.Path, e)
+}
+
+// document is route for an operation whose documented path the mux cannot take:
+// it serves another one that includes it.
+func (a *api) document(op huma.Operation, problems []*problemKind, path string, e endpoint) {
 	a.problems(&op, problems)
 	a.huma.OpenAPI().AddOperation(&op)
 	serve := a.s.serve(op.Method+" "+op.Path, e)
+	op.Path = path
 	a.huma.Adapter().Handle(&op, func(ctx huma.Context) {
 		r, w := humago.Unwrap(ctx)
 		serve(w, r)
@@ -199,6 +206,19 @@ func (a *api) operations() {
 		Summary: "Ask what became of a task", Parameters: []*huma.Param{id("The task's id", millrace.MaxIDBytes), wait, requestID},
 		Responses: map[string]*huma.Response{"200": a.answer("What is known of the task.", millrace.JSON, a.schema(reflect.TypeFor[millrace.TaskResult]()))},
 	}, slices.Concat(readerProblems, []*problemKind{taskNotFound, tooManyWaiters}), a.s.getTask)
+
+	cancelled := a.schema(reflect.TypeFor[millrace.TaskResult]())
+	a.document(huma.Operation{
+		Method: http.MethodPost, Path: "/v1/tasks/{id}" + cancelSuffix, OperationID: "cancel-task", Tags: []string{"tasks"},
+		Summary: "Cancel a task",
+		Description: "Ends a task that has not ended: one that waits never runs, and of one that runs nothing is kept. What is committed first wins, so that the task is either cancelled or done, never both. " +
+			"Cancelling a cancelled task again changes nothing. The result event is `task.cancelled`.",
+		Parameters: []*huma.Param{id("The task's id", millrace.MaxIDBytes), requestID},
+		Responses: map[string]*huma.Response{
+			"200": a.answer("The task is cancelled.", millrace.JSON, cancelled),
+			"202": a.answer("Nothing is known of the task yet. If one comes under this id, it does not run.", millrace.JSON, cancelled),
+		},
+	}, slices.Concat(readerProblems, []*problemKind{taskEnded, tooManyCancels}), "/v1/tasks/{call}", a.s.postTask)
 
 	after := &huma.Param{Name: "after", In: "query", Schema: intSchema(0, maxSequence), Description: "Begin after this one; next_after of the page before."}
 	limit := &huma.Param{Name: "limit", In: "query", Schema: intSchema(1, maxPage), Description: fmt.Sprintf("At most so many, %d by default.", defaultPage)}

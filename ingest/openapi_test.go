@@ -47,7 +47,7 @@ func TestOpenAPIReferencesResolve(t *testing.T) {
 	if err := json.Unmarshal(body, &doc); err != nil {
 		t.Fatal(err)
 	}
-	if doc.OpenAPI != "3.1.0" || len(doc.Paths) != 5 {
+	if doc.OpenAPI != "3.1.0" || len(doc.Paths) != 6 {
 		t.Errorf("version %s, %d paths", doc.OpenAPI, len(doc.Paths))
 	}
 	for _, ref := range regexp.MustCompile(`#/components/schemas/(\w+)`).FindAllStringSubmatch(string(body), -1) {

@@ -37,6 +37,7 @@ var (
 	routeNotFound        = &problemKind{"route-not-found", 404, "There is no such route", "See /docs for the routes there are."}
 	taskNotFound         = &problemKind{"task-not-found", 404, "The task is not known", "Check the id. A task accepted moments ago may not be known yet: ask with ?wait=30s."}
 	conversationNotFound = &problemKind{"conversation-not-found", 404, "The conversation is not known", "Check the id. A conversation exists once a turn on it has committed."}
+	taskEnded            = &problemKind{"task-ended", 409, "The task has ended already", "Nothing is left to cancel; ask for the task to see how it ended."}
 	methodNotAllowed     = &problemKind{"method-not-allowed", 405, "The route does not take this method", "Use a method that the Allow header lists."}
 	bodyTimeout          = &problemKind{"body-timeout", 408, "The body took too long to arrive", "Send the body faster, or send less at once."}
 	bodyTooLarge         = &problemKind{"body-too-large", 413, "The body is too large", "Send less at once, or put large data elsewhere and send a reference."}
@@ -51,6 +52,7 @@ var (
 	unknownPriority      = &problemKind{"unknown-priority", 422, "There is no such priority", "Use one of the priorities that are named, or leave it out."}
 	invalidTask          = &problemKind{"invalid-task", 422, "The task has several errors", "Correct the fields that are named."}
 	idempotencyKeyReused = &problemKind{"idempotency-key-reused", 422, "The Idempotency-Key was used for another task", "Send another task under a key of its own, and a repeat as it was."}
+	tooManyCancels       = &problemKind{"too-many-cancels", 429, "Too many cancels of tasks that are not known", "Check the ids, and cancel again after the time in Retry-After."}
 	overloaded           = &problemKind{"overloaded", 429, "The workers are too far behind", "Send the task again after the time in Retry-After."}
 	classificationFailed = &problemKind{"classification-failed", 503, "The task could not be classified", "Send the task again later; tell the operator if it persists."}
 	kafkaUnavailable     = &problemKind{"kafka-unavailable", 503, "Kafka did not acknowledge the task", "It may or may not have been stored. Send it again under the same Idempotency-Key: it is then done once."}
@@ -63,10 +65,10 @@ var (
 
 var problemKinds = []*problemKind{
 	emptyBody, malformedJSON, badEncoding, incompleteBody, invalidParameter, invalidHeader,
-	foreignHost, foreignOrigin, routeNotFound, taskNotFound, conversationNotFound, methodNotAllowed, bodyTimeout,
+	foreignHost, foreignOrigin, routeNotFound, taskNotFound, conversationNotFound, taskEnded, methodNotAllowed, bodyTimeout,
 	bodyTooLarge, payloadTooLarge, tooManyLines, unsupportedMediaType, unsupportedEncoding,
 	tooDeep, unknownField, missingField, invalidField, unknownPriority, invalidTask,
-	idempotencyKeyReused, overloaded,
+	idempotencyKeyReused, tooManyCancels, overloaded,
 	classificationFailed, kafkaUnavailable, storeNotConfigured, storeUnavailable, tooManyWaiters,
 	shuttingDown, internalError,
 }

@@ -26,6 +26,7 @@ type Server struct {
 	admission *admission
 	announcer *announceQueue
 	claims    *claims
+	unseen    *cancelBudget
 	metrics   *metrics
 	handler   http.Handler
 	gate      *gate
@@ -60,6 +61,7 @@ func New(cfg Config) (*Server, error) {
 	s.admission = newAdmission(&s.cfg, s.metrics, s.failures)
 	s.announcer = newAnnounceQueue(&s.cfg, s.metrics, s.failures)
 	s.claims = &claims{fingerprints: cfg.Fingerprints, metrics: s.metrics, failures: s.failures}
+	s.unseen = newCancelBudget(s.now)
 	handler, err := s.routes()
 	if err != nil {
 		return nil, fmt.Errorf("ingest: %w", err)

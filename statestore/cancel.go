@@ -1,0 +1,142 @@
+package statestore
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"millrace"
+)
+
+//go:embed sql/cancel_run.sql
+var cancelRunSQL string
+
+const (
+	// toldFor is how long the list of cancels keeps one, maxTold how many it holds.
+	toldFor = 24 * time.Hour
+	maxTold = 10_000
+)
+
+// Cancel commits the end of a task with the status cancelled, unless it has
+// ended, and returns what is known of it then: a final status that is not
+// cancelled says that the task was done before.
+//
+// What commits first wins: a turn of the task that runs now, or is begun by a
+// worker that has not heard of this, commits nothing. So a cancel may also come
+// before its task. But then there is nothing to tell it from one of a task that
+// will never be: a task that nothing is known of is [millrace.ErrNotFound] unless
+// unseen says to take its id at its word.
+func (s *Store) Cancel(ctx context.Context, id string, unseen bool) (millrace.TaskResult, error) {
+	task := millrace.Task{ID: id}
+	var ended bool
+	if err := s.cfg.Pool.QueryRow(ctx, cancelRunSQL, id).Scan(&task.Redrive, &ended); err != nil {
+		return millrace.TaskResult{}, classify(fmt.Errorf("cancel task: %w", err))
+	}
+	if ended {
+		return s.Task(ctx, id)
+	}
+	hint, err := s.hot.hint(ctx, id)
+	if err != nil && task.Redrive == 0 && !unseen {
+		// Redis does not know it, or does not answer, which leaves as little to go by.
+		return millrace.TaskResult{}, fmt.Errorf("task %q: %w", id, millrace.ErrNotFound)
+	}
+	task.Conversation = hint.ConversationID
+	now := time.Now().UTC()
+	p := &pendingCommit{completion: millrace.Completion{
+		Task: task, Status: millrace.StatusCancelled, Base: millrace.Conversation{ID: task.Conversation},
+		Error: "cancelled", StartedAt: now, FinishedAt: now,
+	}}
+	outcomes, err := s.commitRetrying(ctx, []*pendingCommit{p})
+	if err != nil {
+		return millrace.TaskResult{}, fmt.Errorf("cancel task: %w", err)
+	}
+	if outcomes[0] == millrace.AlreadyCompleted {
+		return s.Task(ctx, id)
+	}
+	s.afterCommit(ctx, []*pendingCommit{p}, outcomes)
+	s.tellCancel(ctx, millrace.Cancel{Key: task.Key(), Conversation: task.Conversation})
+	return p.completion.TaskResult(), nil
+}
+
+// toldCancel is a cancel as Redis carries it.
+type toldCancel struct {
+	ID           string `json:"i"`
+	Redrive      int    `json:"r,omitempty"`
+	Conversation string `json:"c,omitempty"`
+}
+
+// tellCancel tells the workers. It only saves them a turn, so that a failure is
+// no failure of the cancel.
+func (s *Store) tellCancel(ctx context.Context, c millrace.Cancel) {
+	body, err := json.Marshal(toldCancel{c.Key.ID, c.Key.Redrive, c.Conversation})
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		now := time.Now()
+		pipe := s.cfg.Redis.Pipeline()
+		pipe.ZAdd(ctx, s.cancels(), redis.Z{Score: float64(now.UnixMilli()), Member: body})
+		pipe.ZRemRangeByScore(ctx, s.cancels(), "-inf", strconv.FormatInt(now.Add(-toldFor).UnixMilli(), 10))
+		pipe.ZRemRangeByRank(ctx, s.cancels(), 0, -maxTold-1)
+		pipe.PExpire(ctx, s.cancels(), toldFor)
+		pipe.Publish(ctx, s.cancels(), body)
+		_, err = pipe.Exec(ctx)
+	}
+	if err != nil {
+		s.log.Warn().Err(err).Str("task", c.Key.ID).Msg("cannot tell the workers of a cancel; if the task runs, its turn is dropped when it ends")
+	}
+}
+
+// cancels names the channel and the list of cancels.
+func (s *Store) cancels() string { return s.cfg.KeyPrefix + "cancels" }
+
+// WatchCancels tells of cancels as they come, until ctx ends or Redis is lost. At
+// first, and whenever the connection was lost and is there again, it tells of
+// those of the last day, the newest 10,000 of them. It is a hint: whoever acts on
+// it looks the completion up.
+func (s *Store) WatchCancels(ctx context.Context, told func([]millrace.Cancel)) error {
+	sub := s.cfg.Redis.Subscribe(ctx, s.cancels())
+	defer func() { _ = sub.Close() }()
+	events := sub.ChannelWithSubscriptions(redis.WithChannelSize(1000))
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case event, open := <-events:
+			if !open {
+				return errors.New("watch cancels: the subscription has ended")
+			}
+			var bodies []string
+			switch event := event.(type) {
+			case *redis.Subscription:
+				var err error
+				if bodies, err = s.cfg.Redis.ZRange(ctx, s.cancels(), 0, -1).Result(); err != nil {
+					return fmt.Errorf("read the list of cancels: %w", err)
+				}
+			case *redis.Message:
+				bodies = []string{event.Payload}
+			}
+			if cancels := decodeCancels(bodies); len(cancels) > 0 {
+				told(cancels)
+			}
+		}
+	}
+}
+
+// decodeCancels leaves out what is none: whatever else is in Redis must not keep
+// workers from hearing of cancels.
+func decodeCancels(bodies []string) []millrace.Cancel {
+	cancels := make([]millrace.Cancel, 0, len(bodies))
+	for _, body := range bodies {
+		var c toldCancel
+		if json.Unmarshal([]byte(body), &c) == nil && c.ID != "" {
+			cancels = append(cancels, millrace.Cancel{Key: millrace.Key{ID: c.ID, Redrive: c.Redrive}, Conversation: c.Conversation})
+		}
+	}
+	return cancels
+}

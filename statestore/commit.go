@@ -168,7 +168,7 @@ func (s *Store) commitRetrying(ctx context.Context, batch []*pendingCommit) ([]m
 func (s *Store) afterCommit(ctx context.Context, batch []*pendingCommit, outcomes []millrace.Outcome) {
 	var (
 		shards   []int
-		convs    []millrace.Conversation
+		turns    []advanced
 		finished = make([]string, 0, len(batch))
 	)
 	for i, p := range batch {
@@ -187,17 +187,19 @@ func (s *Store) afterCommit(ctx context.Context, batch []*pendingCommit, outcome
 			}
 		}
 		if c.Task.Conversation != "" && c.Effects.Touches() {
-			convs = append(convs, c.Base.After(&c.Task, &c.Effects, c.FinishedAt))
+			turns = append(turns, advanced{
+				base: c.Base.Version, next: c.Base.After(&c.Task, &c.Effects, c.FinishedAt), added: len(c.Effects.Messages),
+			})
 		}
 	}
 	s.cfg.Published(shards...)
-	s.putHot(ctx, convs, finished...)
+	s.advanceHot(ctx, turns, finished...)
 }
 
-func (s *Store) putHot(ctx context.Context, convs []millrace.Conversation, finished ...string) {
+func (s *Store) advanceHot(ctx context.Context, turns []advanced, finished ...string) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	if err := s.hot.put(ctx, convs, false, finished...); err != nil {
+	if err := s.hot.advance(ctx, turns, finished...); err != nil {
 		s.metrics.hotFailures.Inc()
 		s.log.Warn().Err(err).Msg("cannot write hot copies")
 	}

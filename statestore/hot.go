@@ -6,7 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -14,17 +17,24 @@ import (
 	"millrace"
 )
 
-//go:embed lua/put.lua
-var putLua string
+var (
+	//go:embed lua/put.lua
+	putLua string
+	//go:embed lua/advance.lua
+	advanceLua string
 
-var putScript = redis.NewScript(putLua)
+	putScript     = redis.NewScript(putLua)
+	advanceScript = redis.NewScript(advanceLua)
+)
 
-// maxHotTail bounds the bytes of messages that a hot copy holds. What is cut is
+// maxHotTail bounds the bytes of messages in a hot copy, as Redis has them. What is cut is
 // read from PostgreSQL when a turn asks for it.
 const maxHotTail = 256 << 10
 
-// hotCopies are the Redis copies of conversations: a hash per conversation with
-// the fields v (version) and d (the rest).
+// hotCopies are the Redis copies of conversations: for each a hash with the
+// fields v (version), d (state and length) and b (bytes of the list), and a list
+// of its newest messages. A turn adds to it what it has added to the
+// conversation, however long that is.
 type hotCopies struct {
 	redis  redis.UniversalClient
 	prefix string
@@ -33,48 +43,63 @@ type hotCopies struct {
 	hints bool
 }
 
-func (h *hotCopies) key(conversation string) string { return h.prefix + "conv:" + conversation }
+// keys returns the hash and the list of a conversation. The braces keep them in
+// one slot of a Redis cluster.
+func (h *hotCopies) keys(conversation string) (hash, list string) {
+	if strings.ContainsAny(conversation, "{}%") {
+		conversation = url.PathEscape(conversation) // a brace of its own would end the tag
+	}
+	hash = h.prefix + "conv:{" + conversation + "}"
+	return hash, hash + ":messages"
+}
 
 func (h *hotCopies) taskKey(id string) string { return h.prefix + "task:" + id }
 
-// hotDoc is everything of a conversation but its id and version. Content is
-// bytes here, because JSON strings cannot carry what is not UTF-8. State is a
-// string, because embedded JSON would come back in another spelling than
+// hotDoc is everything of a conversation but its id, version and messages. State
+// is a string, because embedded JSON would come back in another spelling than
 // PostgreSQL gives, and a step whose request quotes it would seem another one.
 type hotDoc struct {
-	State  *string      `json:"s,omitempty"`
-	Length int64        `json:"l"`
-	Tail   []hotMessage `json:"t,omitempty"`
+	State  *string `json:"s,omitempty"`
+	Length int64   `json:"l"`
 }
 
+// hotMessage is one message of the list. Content is bytes here, because JSON
+// strings cannot carry what is not UTF-8.
 type hotMessage struct {
+	Seq     int64     `json:"n"`
 	Role    string    `json:"r"`
 	Content []byte    `json:"c"`
 	TaskID  string    `json:"i"`
 	At      time.Time `json:"a"`
 }
 
-func encodeHot(c *millrace.Conversation) ([]byte, error) {
-	doc := hotDoc{State: jsonColumn(c.State), Length: c.Length}
-	size, from := 0, len(c.Tail)
-	for from > 0 && size+len(c.Tail[from-1].Content) <= maxHotTail {
-		from--
-		size += len(c.Tail[from].Content)
-	}
-	for _, m := range c.Tail[from:] {
-		doc.Tail = append(doc.Tail, hotMessage{Role: m.Role, Content: []byte(m.Content), TaskID: m.TaskID, At: columnTime(m.At)})
-	}
-	b, err := json.Marshal(doc)
+// encodeHot returns the document of a conversation and its last messages, at
+// most n of them and as many as may be kept.
+func encodeHot(c *millrace.Conversation, n int) (doc []byte, messages []any, err error) {
+	doc, err = json.Marshal(hotDoc{State: jsonColumn(c.State), Length: c.Length})
 	if err != nil {
-		return nil, fmt.Errorf("encode hot copy: %w", err)
+		return nil, nil, fmt.Errorf("encode hot copy: %w", err)
 	}
-	return b, nil
+	size := 0
+	for i := len(c.Tail) - 1; i >= max(0, len(c.Tail)-n); i-- {
+		m := &c.Tail[i]
+		b, err := json.Marshal(hotMessage{Seq: m.Seq, Role: m.Role, Content: []byte(m.Content), TaskID: m.TaskID, At: columnTime(m.At)})
+		if err != nil {
+			return nil, nil, fmt.Errorf("encode hot copy: %w", err)
+		}
+		if size += len(b); size > maxHotTail {
+			break
+		}
+		messages = append(messages, b)
+	}
+	slices.Reverse(messages)
+	return doc, messages, nil
 }
 
 // columnTime returns t as PostgreSQL gives it back.
 func columnTime(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
 
-func decodeHot(id, version, body string) (millrace.Conversation, error) {
+func decodeHot(id, version, body string, messages []string) (millrace.Conversation, error) {
 	v, err := strconv.ParseInt(version, 10, 64)
 	if err != nil {
 		return millrace.Conversation{}, fmt.Errorf("decode hot copy: version: %w", err)
@@ -87,49 +112,113 @@ func decodeHot(id, version, body string) (millrace.Conversation, error) {
 	if doc.State != nil {
 		c.State = json.RawMessage(*doc.State)
 	}
-	first := doc.Length - int64(len(doc.Tail)) + 1
-	for i, m := range doc.Tail {
-		c.Tail = append(c.Tail, millrace.Message{
-			Seq: first + int64(i), Role: m.Role, Content: string(m.Content), TaskID: m.TaskID, At: m.At,
-		})
+	for _, text := range messages {
+		var m hotMessage
+		if err := json.Unmarshal([]byte(text), &m); err != nil {
+			return millrace.Conversation{}, fmt.Errorf("decode hot copy: message: %w", err)
+		}
+		if m.Seq > c.Length {
+			break // appended between the reading of the hash and of the list
+		}
+		if n := len(c.Tail); n > 0 && m.Seq != c.Tail[n-1].Seq+1 {
+			c.Tail = nil // a gap: what is before it is not the tail
+		}
+		c.Tail = append(c.Tail, millrace.Message{Seq: m.Seq, Role: m.Role, Content: string(m.Content), TaskID: m.TaskID, At: m.At})
+	}
+	if n := len(c.Tail); n > 0 && c.Tail[n-1].Seq != c.Length {
+		c.Tail = nil // not the newest ones; PostgreSQL has them
 	}
 	return c, nil
 }
 
-// put writes hot copies in one round trip. A copy that is newer than the given
-// one stays, unless overwrite says that the given one is right.
-func (h *hotCopies) put(ctx context.Context, convs []millrace.Conversation, overwrite bool, finished ...string) error {
+// advanced is a conversation that a turn has moved on.
+type advanced struct {
+	base  int64 // the version that the turn ran on
+	next  millrace.Conversation
+	added int // how many messages the turn has appended
+}
+
+// advance moves hot copies on, in one round trip or two: those that are not at
+// the version that the turn ran on are written whole.
+func (h *hotCopies) advance(ctx context.Context, turns []advanced, finished ...string) error {
 	if !h.hints {
 		finished = nil
 	}
-	if len(convs) == 0 && len(finished) == 0 {
+	if len(turns) == 0 && len(finished) == 0 {
+		return nil
+	}
+	moved := make([]*redis.Cmd, len(turns))
+	err := withScripts(ctx, h.redis, func(pipe redis.Pipeliner, run runScript) error {
+		for i := range turns {
+			t := &turns[i]
+			doc, messages, err := encodeHot(&t.next, t.added)
+			if err != nil {
+				return err
+			}
+			hash, list := h.keys(t.next.ID)
+			moved[i] = run(advanceScript, ctx, pipe, []string{hash, list}, append([]any{
+				t.base, t.next.Version, doc, h.ttl.Milliseconds(), millrace.TailLength, maxHotTail,
+			}, messages...)...)
+		}
+		for _, id := range finished {
+			pipe.Del(ctx, h.taskKey(id))
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("move hot copies on: %w", err)
+	}
+	var whole []millrace.Conversation
+	for i, cmd := range moved {
+		if n, err := cmd.Int(); err == nil && n < 0 {
+			whole = append(whole, turns[i].next)
+		}
+	}
+	return h.put(ctx, whole, false)
+}
+
+// put writes hot copies whole, in one round trip. A copy that is newer than the
+// given one stays, unless overwrite says that the given one is right.
+func (h *hotCopies) put(ctx context.Context, convs []millrace.Conversation, overwrite bool) error {
+	if len(convs) == 0 {
 		return nil
 	}
 	mode := "newer"
 	if overwrite {
 		mode = "always"
 	}
-	write := func(run func(context.Context, redis.Scripter, []string, ...any) *redis.Cmd) error {
-		pipe := h.redis.Pipeline()
+	err := withScripts(ctx, h.redis, func(pipe redis.Pipeliner, run runScript) error {
 		for i := range convs {
-			body, err := encodeHot(&convs[i])
+			doc, messages, err := encodeHot(&convs[i], millrace.TailLength)
 			if err != nil {
 				return err
 			}
-			run(ctx, pipe, []string{h.key(convs[i].ID)}, convs[i].Version, body, h.ttl.Milliseconds(), mode)
+			hash, list := h.keys(convs[i].ID)
+			run(putScript, ctx, pipe, []string{hash, list}, append([]any{convs[i].Version, doc, h.ttl.Milliseconds(), mode}, messages...)...)
 		}
-		for _, id := range finished {
-			pipe.Del(ctx, h.taskKey(id))
-		}
-		_, err := pipe.Exec(ctx)
-		return err
-	}
-	err := write(putScript.EvalSha)
-	if redis.HasErrorPrefix(err, "NOSCRIPT") {
-		err = write(putScript.Eval)
-	}
+		return nil
+	})
 	if err != nil {
 		return fmt.Errorf("write hot copies: %w", err)
+	}
+	return nil
+}
+
+type runScript func(s *redis.Script, ctx context.Context, on redis.Scripter, keys []string, args ...any) *redis.Cmd
+
+// withScripts runs a pipeline that calls scripts by their hashes, and once more
+// with the scripts themselves if Redis does not know them. Whatever is in the
+// pipeline may thus run twice.
+func withScripts(ctx context.Context, client redis.UniversalClient, fill func(redis.Pipeliner, runScript) error) error {
+	for _, run := range []runScript{(*redis.Script).EvalSha, (*redis.Script).Eval} {
+		pipe := client.Pipeline()
+		if err := fill(pipe, run); err != nil {
+			return err
+		}
+		_, err := pipe.Exec(ctx)
+		if !redis.HasErrorPrefix(err, "NOSCRIPT") {
+			return err
+		}
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ func TestARedisThatForgotTheScriptGetsItAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		convs := []millrace.Conversation{{ID: "a", Version: v + 1}, {ID: "b", Version: v + 1}}
-		if err := s.hot.put(t.Context(), convs, false, "task"); err != nil {
+		if err := s.hot.put(t.Context(), convs, false); err != nil {
 			t.Fatal(err)
 		}
 	}

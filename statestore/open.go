@@ -204,10 +204,12 @@ func (s *Store) conversations(ctx context.Context, ids []string) (map[string]mil
 // one round trip. A copy that is not there, or cannot be read, is nil.
 func (h *hotCopies) open(ctx context.Context, tasks []*millrace.Task) ([]*millrace.Conversation, error) {
 	pipe := h.redis.Pipeline()
-	gets := make([]*redis.SliceCmd, len(tasks))
+	hashes := make([]*redis.SliceCmd, len(tasks))
+	lists := make([]*redis.StringSliceCmd, len(tasks))
 	for i, task := range tasks {
 		if task.Conversation != "" {
-			gets[i] = pipe.HMGet(ctx, h.key(task.Conversation), "v", "d")
+			hash, list := h.keys(task.Conversation)
+			hashes[i], lists[i] = pipe.HMGet(ctx, hash, "v", "d"), pipe.LRange(ctx, list, 0, -1)
 		}
 		if h.hints {
 			hint, err := encodeHint(task, millrace.StatusRunning)
@@ -217,24 +219,27 @@ func (h *hotCopies) open(ctx context.Context, tasks []*millrace.Task) ([]*millra
 			pipe.Set(ctx, h.taskKey(task.ID), hint, h.ttl)
 		}
 	}
-	if _, err := pipe.Exec(ctx); err != nil {
-		return nil, fmt.Errorf("read hot copies: %w", err)
+	commands, err := pipe.Exec(ctx)
+	if err != nil {
+		for _, c := range commands {
+			// A key of another type is no outage, and no reason to hold the others.
+			if err := c.Err(); err != nil && !redis.HasErrorPrefix(err, "WRONGTYPE") {
+				return nil, fmt.Errorf("read hot copies: %w", err)
+			}
+		}
 	}
 	found := make([]*millrace.Conversation, len(tasks))
-	for i, get := range gets {
-		if get == nil {
+	for i := range tasks {
+		if hashes[i] == nil || hashes[i].Err() != nil || lists[i].Err() != nil {
 			continue
 		}
-		values, err := get.Result()
-		if err != nil || len(values) != 2 {
-			continue
-		}
+		values := hashes[i].Val()
 		version, ok1 := values[0].(string)
 		body, ok2 := values[1].(string)
 		if !ok1 || !ok2 {
 			continue
 		}
-		if conv, err := decodeHot(tasks[i].Conversation, version, body); err == nil {
+		if conv, err := decodeHot(tasks[i].Conversation, version, body, lists[i].Val()); err == nil {
 			found[i] = &conv
 		}
 	}

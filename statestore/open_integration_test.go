@@ -26,7 +26,8 @@ func TestOpensThatComeTogetherGetTheirOwn(t *testing.T) {
 			conv = conv.After(&c.Task, &c.Effects, c.FinishedAt)
 		}
 		if i%3 == 1 { // a third has no hot copy
-			s.cfg.Redis.Del(t.Context(), s.hot.key(conv.ID))
+			hash, list := s.hot.keys(conv.ID)
+			s.cfg.Redis.Del(t.Context(), hash, list)
 		}
 	}
 	check := func(from string) {

@@ -1,0 +1,42 @@
+-- Moves the hot copy of a conversation from the version that a turn ran on to
+-- the one that it has committed, by what the turn has added.
+-- KEYS[1]  the conversation's hash
+-- KEYS[2]  the list of its newest messages
+-- ARGV[1]  the version that the turn ran on
+-- ARGV[2]  the version that it has committed
+-- ARGV[3]  state and length
+-- ARGV[4]  time to live in milliseconds
+-- ARGV[5]  how many messages are kept at most
+-- ARGV[6]  how many bytes of messages are kept at most
+-- ARGV[7..] the messages that the turn has appended, oldest first
+-- Returns  1 if moved, 0 if what was there is as new, -1 if the copy has to be
+--          written whole
+local held = redis.call('HMGET', KEYS[1], 'v', 'b')
+if held[1] and tonumber(held[1]) >= tonumber(ARGV[2]) then
+  return 0
+end
+if held[1] ~= ARGV[1] or not held[2] then
+  return -1
+end
+local bytes = tonumber(held[2])
+-- An evicted list would leave a gap before what is appended now.
+if bytes > 0 and redis.call('EXISTS', KEYS[2]) == 0 then
+  return -1
+end
+local count = 0
+for i = 7, #ARGV do
+  count = redis.call('RPUSH', KEYS[2], ARGV[i])
+  bytes = bytes + #ARGV[i]
+end
+while count > tonumber(ARGV[5]) or bytes > tonumber(ARGV[6]) do
+  local oldest = redis.call('LPOP', KEYS[2])
+  if not oldest then
+    break
+  end
+  count = count - 1
+  bytes = bytes - #oldest
+end
+redis.call('HSET', KEYS[1], 'v', ARGV[2], 'd', ARGV[3], 'b', bytes)
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
+return 1

@@ -82,6 +82,7 @@ const (
 	ReasonAttemptsExhausted = "attempts_exhausted"
 	ReasonDeadlineExceeded  = "deadline_exceeded"
 	ReasonEffectsRefused    = "effects_refused"
+	ReasonKilledWorkers     = "killed_workers"
 )
 
 // Completion is the end of a task: what is committed for it.

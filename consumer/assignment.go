@@ -32,6 +32,8 @@ type partition struct {
 	lookUpBelow int64
 	// unlooked counts the fetches of it that wait to be looked up.
 	unlooked int
+	// withPast says that Redis holds pasts of tasks of its number.
+	withPast bool
 	running  int
 	revoked  bool
 	paused   bool
@@ -67,7 +69,7 @@ func (e *Engine) onAssigned(ctx context.Context, cl *kgo.Client, assigned map[st
 		e.commitMu.Unlock()
 		e.log.Warn().Int("replaced", len(replaced)).Msg("partitions assigned anew while they were held: their topic was recreated")
 	}
-	e.holdAnnounced(ctx, partitionNumbers(assigned))
+	withPast := e.holdAnnounced(ctx, partitionNumbers(assigned))
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.joined.Store(true)
@@ -75,6 +77,7 @@ func (e *Engine) onAssigned(ctx context.Context, cl *kgo.Client, assigned map[st
 	for topic, partitions := range assigned {
 		for _, number := range partitions {
 			p := newPartition(ctx, topicPartition{topic, number}, e.topics[topic])
+			p.withPast = withPast[number]
 			e.parts[p.tp] = p
 			n++
 		}

@@ -24,6 +24,20 @@
 // is told to stop leaves the group first and finishes its turns then. When Redis
 // does not take the announcement, turns get a moment to commit and are canceled.
 // A worker that the group has given up on without its knowing (a zombie)
-// announces nothing and may run a turn beside the new owner: the store lets one
-// of the two commit.
+// announces nothing; what has run there for a second is marked and waited for all
+// the same, what has not may run beside the new owner: the store lets one of the
+// two commit.
+//
+// How often a task has failed is kept in Redis from its first failure until it is
+// done, so that its attempts go on where they were when its worker dies or its
+// partition moves. Stopping, hand-overs and outages are no failures. So is kept
+// which workers died while a turn of it had run for more than a second. A task
+// that two died of runs alone in its worker: no other turn starts until it has
+// ended. If that worker dies too, the task is given up (killed_workers), and those
+// that only shared a process with it are suspects no more. Whatever number of
+// workers dies with it among others, a task is not given up for that. A worker that
+// is told to stop, or loses its session and lives, counts for nothing; one that
+// stood still and passed for dead takes that back when its turns end. All this is
+// as good as Redis is: what it forgets begins anew, and a killer goes on until it
+// has been seen three times.
 package consumer

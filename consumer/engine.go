@@ -44,6 +44,10 @@ type Engine struct {
 	holds       map[holdKey]*hold
 	withdrawals []holdKey
 	releases    uint64 // how often holds have been released
+	suspects    suspects
+	notes       map[noteKey]note // what is to be written about tasks
+	// writing serialises what is written about tasks, so that none of it overtakes.
+	writing sync.Mutex
 	// cancels are the runs of tasks that are said to be cancelled.
 	cancels keySet
 
@@ -63,7 +67,7 @@ type Engine struct {
 	fetchErrors sparse
 
 	intake   chan struct{} // asks for a look at what is to be paused
-	ended    chan struct{} // asks for withdrawals to be carried out
+	ended    chan struct{} // asks for notes to be written and withdrawals to be carried out
 	unlooked chan struct{} // says that something waits to be looked up
 	rumours  chan struct{} // says that a running task may have been cancelled
 	pulses   pulses
@@ -87,6 +91,7 @@ func New(cfg Config) (*Engine, error) {
 		waiting: make([]int64, len(cfg.Priorities)),
 		full:    make([]bool, len(cfg.Priorities)),
 		holds:   make(map[holdKey]*hold),
+		notes:   make(map[noteKey]note),
 
 		overlaps:  make(map[string]bool),
 		startedAt: time.Now(),
@@ -382,6 +387,11 @@ func (e *Engine) makeReady(l *lane, now time.Time) {
 		})
 		return
 	}
+	if it.deaths != "" && it.deaths.count() >= sharedDeaths {
+		e.schedule.remove(l)
+		e.awaitVerdict(l, it)
+		return
+	}
 	e.schedule.enqueue(l, it.priority, now)
 }
 
@@ -390,7 +400,7 @@ func (e *Engine) makeReady(l *lane, now time.Time) {
 // end at once are run by few of them, which keeps the others from fighting over
 // the mutex.
 func (e *Engine) dispatch() {
-	if e.waking || e.draining || !e.schedule.any() {
+	if e.waking || e.draining || !e.mayStart() {
 		return
 	}
 	e.waking = true
@@ -427,7 +437,10 @@ func (e *Engine) next(now time.Time) (*lane, *item) {
 	if e.draining {
 		return nil, nil
 	}
-	l := e.schedule.pick(now)
+	l, alone, others := e.nextAlone(now)
+	if others {
+		l = e.schedule.pick(now)
+	}
 	if l == nil {
 		return nil, nil
 	}
@@ -439,6 +452,7 @@ func (e *Engine) next(now time.Time) (*lane, *item) {
 	l.running, l.current = true, it
 	l.slot = len(e.running)
 	e.running = append(e.running, l)
+	e.began(l, now, alone)
 	it.part.running++
 	e.metrics.busySlots.Inc()
 	e.dispatch()
@@ -450,6 +464,7 @@ func (e *Engine) finish(l *lane, it *item, v verdict, now time.Time) (*lane, *it
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.metrics.busySlots.Dec()
+	e.over(l, it, now)
 	l.running, l.current = false, nil
 	e.vacate(l)
 	e.schedule.release(it.priority)
@@ -467,6 +482,9 @@ func (e *Engine) finish(l *lane, it *item, v verdict, now time.Time) (*lane, *it
 		// come. After that the mark leads nowhere.
 		part.tracker.done(it.record.Offset)
 		e.waiting[it.priority] -= it.size
+		if it.recorded {
+			e.noteForget(it)
+		}
 	case part.revoked || v.kind == dropped:
 		e.waiting[it.priority] -= it.size
 	default:
@@ -497,6 +515,7 @@ func (e *Engine) startNoMore() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.draining = true
+	e.unmarkAll()
 	for _, l := range e.lanes {
 		if l.timer != nil {
 			l.timer.Stop()

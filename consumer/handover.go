@@ -15,7 +15,13 @@ import (
 //go:embed lua/withdraw.lua
 var withdrawLua string
 
-var withdrawScript = redis.NewScript(withdrawLua)
+//go:embed lua/bury.lua
+var buryLua string
+
+var (
+	withdrawScript = redis.NewScript(withdrawLua)
+	buryScript     = redis.NewScript(buryLua)
+)
 
 const (
 	// aliveFor is how long an incarnation's announcements outlive its last beat.
@@ -30,6 +36,10 @@ const (
 //   - a hash for each partition number, from turn to incarnation (one process
 //     start of one worker), written before the group is told that the partition
 //     is free, and read when it is assigned;
+//   - a hash for each partition number, from task to the incarnation that runs a
+//     turn of it, written for turns that last (see [Engine.markLong]): an
+//     announcement ahead of time, should the worker not live to make one;
+//   - a hash for each partition number with the past of its tasks (see [past]);
 //   - a key for each incarnation, which expires when it stops beating.
 //
 // All of it is a hint. If it is lost, a turn may run twice at once; one of the
@@ -45,6 +55,8 @@ type announced struct {
 	partition int32
 	turn      turnName
 	by        string
+	// task is that of a marked turn, "" of one that is announced alone.
+	task string
 }
 
 // turnName names what is held: a conversation, or the one task of an unkeyed
@@ -62,6 +74,14 @@ func newHandover(client redis.UniversalClient, prefix, pool string) *handover {
 // The braces keep a number's keys in one slot of a Redis cluster.
 func (h *handover) hash(partition int32) string {
 	return h.prefix + "running:{" + strconv.Itoa(int(partition)) + "}"
+}
+
+func (h *handover) marks(partition int32) string {
+	return h.prefix + "marked:{" + strconv.Itoa(int(partition)) + "}"
+}
+
+func (h *handover) pasts(partition int32) string {
+	return h.prefix + "past:{" + strconv.Itoa(int(partition)) + "}"
 }
 
 func (h *handover) alive(incarnation string) string { return h.prefix + "alive:" + incarnation }
@@ -90,59 +110,101 @@ func (h *handover) withdraw(ctx context.Context, partition int32, name turnName)
 	return withdrawScript.Run(ctx, h.redis, []string{h.hash(partition)}, h.incarnation, string(name)).Err()
 }
 
-// read returns what other incarnations have announced for partition numbers.
-func (h *handover) read(ctx context.Context, partitions []int32) ([]announced, error) {
+// read returns what other incarnations have announced or marked for partition
+// numbers, and which numbers may have tasks with a past.
+func (h *handover) read(ctx context.Context, partitions []int32) ([]announced, map[int32]bool, error) {
 	pipe := h.redis.Pipeline()
 	hashes := make([]*redis.MapStringStringCmd, len(partitions))
+	marks := make([]*redis.MapStringStringCmd, len(partitions))
+	pasts := make([]*redis.IntCmd, len(partitions))
 	for i, p := range partitions {
 		hashes[i] = pipe.HGetAll(ctx, h.hash(p))
+		marks[i] = pipe.HGetAll(ctx, h.marks(p))
+		pasts[i] = pipe.Exists(ctx, h.pasts(p))
 	}
 	if _, err := pipe.Exec(ctx); err != nil {
-		return nil, fmt.Errorf("read running turns: %w", err)
+		return nil, nil, fmt.Errorf("read running turns: %w", err)
 	}
 	var out []announced
+	withPast := make(map[int32]bool)
 	for i, p := range partitions {
+		// A turn that is handed over may be marked as well.
+		byTurn := make(map[turnName]announced)
 		for name, by := range hashes[i].Val() {
-			if by != h.incarnation {
-				out = append(out, announced{partition: p, turn: turnName(name), by: by})
+			byTurn[turnName(name)] = announced{partition: p, turn: turnName(name), by: by}
+		}
+		for task, value := range marks[i].Val() {
+			by, name, ok := parseMark(value)
+			if !ok {
+				continue
+			}
+			if other, taken := byTurn[name]; !taken || other.by == by {
+				byTurn[name] = announced{partition: p, turn: name, by: by, task: task}
 			}
 		}
+		for _, a := range byTurn {
+			if a.by != h.incarnation {
+				out = append(out, a)
+				withPast[p] = true // when it has ended, perhaps
+			}
+		}
+		withPast[p] = withPast[p] || pasts[i].Val() > 0
 	}
-	return out, nil
+	return out, withPast, nil
 }
 
-// ended returns those of turns whose announcement is gone, or whose announcer
-// is: nobody runs them any more.
-func (h *handover) ended(ctx context.Context, turns []announced) ([]announced, error) {
+// ended returns those of turns that nobody runs any more: the ones that their
+// announcer has taken back, and the ones whose announcer is dead.
+func (h *handover) ended(ctx context.Context, turns []announced) (finished, orphaned []announced, err error) {
 	pipe := h.redis.Pipeline()
 	fields := make([]*redis.StringCmd, len(turns))
+	marks := make([]*redis.StringCmd, len(turns))
 	alive := make(map[string]*redis.IntCmd)
 	for i, t := range turns {
 		fields[i] = pipe.HGet(ctx, h.hash(t.partition), string(t.turn))
+		if t.task != "" {
+			marks[i] = pipe.HGet(ctx, h.marks(t.partition), t.task)
+		}
 		if alive[t.by] == nil {
 			alive[t.by] = pipe.Exists(ctx, h.alive(t.by))
 		}
 	}
 	if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
-		return nil, fmt.Errorf("look at running turns: %w", err)
+		return nil, nil, fmt.Errorf("look at running turns: %w", err)
 	}
-	var out []announced
 	for i, t := range turns {
 		by, err := fields[i].Result()
+		runs := by == t.by
+		if marks[i] != nil && (err == nil || errors.Is(err, redis.Nil)) {
+			var value string
+			value, err = marks[i].Result()
+			by, _, _ := parseMark(value)
+			runs = runs || by == t.by
+		}
 		switch {
-		case errors.Is(err, redis.Nil), err == nil && by != t.by:
-			out = append(out, t)
-		case err != nil:
-			return nil, fmt.Errorf("look at running turns: %w", err)
+		case err != nil && !errors.Is(err, redis.Nil):
+			return nil, nil, fmt.Errorf("look at running turns: %w", err)
+		case !runs:
+			finished = append(finished, t)
 		case alive[t.by].Val() == 0:
-			out = append(out, t)
+			orphaned = append(orphaned, t)
 		}
 	}
-	return out, nil
+	return finished, orphaned, nil
 }
 
-// bury removes what a dead incarnation has announced, so that no later owner
-// waits for it.
-func (h *handover) bury(ctx context.Context, t announced) error {
-	return withdrawScript.Run(ctx, h.redis, []string{h.hash(t.partition)}, t.by, string(t.turn)).Err()
+// bury removes what a dead incarnation has left under a partition number, so
+// that no later owner waits for it, and counts its death against the turns that
+// it had marked. It returns the deaths of those tasks, all that count.
+func (h *handover) bury(ctx context.Context, partition int32, incarnation string) (map[string]deaths, error) {
+	keys := []string{h.hash(partition), h.marks(partition), h.pasts(partition)}
+	words, err := buryScript.Run(ctx, h.redis, keys, incarnation, sharedDeaths, pastFor.Milliseconds()).StringSlice()
+	if err != nil {
+		return nil, fmt.Errorf("count the death of a worker: %w", err)
+	}
+	counted := make(map[string]deaths)
+	for i := 0; i+1 < len(words); i += 2 {
+		counted[words[i]] = deaths(words[i+1])
+	}
+	return counted, nil
 }

@@ -106,18 +106,23 @@ func (e *Engine) withdraw(key holdKey) {
 }
 
 // holdAnnounced holds the lanes whose conversations still run at earlier owners
-// of the given partition numbers.
-func (e *Engine) holdAnnounced(ctx context.Context, numbers []int32) {
+// of the given partition numbers, or ran there for long when their worker died.
+// It returns the numbers whose tasks may have a past.
+func (e *Engine) holdAnnounced(ctx context.Context, numbers []int32) (withPast map[int32]bool) {
 	if e.handover == nil || len(numbers) == 0 {
-		return
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
 	defer cancel()
-	turns, err := e.handover.read(ctx, numbers)
+	turns, withPast, err := e.handover.read(ctx, numbers)
 	if err != nil {
 		e.metrics.handoverFailures.Inc()
 		e.log.Warn().Err(err).Msg("cannot ask which turns earlier owners still run; a turn may run twice, and one of the two commits")
-		return
+		withPast = make(map[int32]bool)
+		for _, n := range numbers {
+			withPast[n] = true // who knows
+		}
+		return withPast
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -126,6 +131,7 @@ func (e *Engine) holdAnnounced(ctx context.Context, numbers []int32) {
 		e.holds[holdKey{t.partition, t.turn}] = &hold{announced: t, since: now}
 	}
 	e.metrics.holds.Set(float64(len(e.holds)))
+	return withPast
 }
 
 // held reports whether a lane must wait for an earlier owner or for its lease,
@@ -163,6 +169,8 @@ func (e *Engine) handoverLoop(ctx context.Context) {
 	defer beat.Stop()
 	look := time.NewTicker(holdInterval)
 	defer look.Stop()
+	mark := time.NewTicker(markInterval)
+	defer mark.Stop()
 	answered := time.Now()
 	defer e.pulses.handover.end()
 	e.tell(ctx)
@@ -173,8 +181,11 @@ func (e *Engine) handoverLoop(ctx context.Context) {
 			return
 		case <-beat.C:
 			e.tell(ctx)
+			e.clearSuspects(ctx)
 		case <-e.ended:
 			e.withdrawEnded(ctx)
+		case <-mark.C:
+			e.markLong(ctx)
 		case <-look.C:
 			e.withdrawEnded(ctx)
 			if e.releaseHolds(ctx, time.Since(answered) > blindFor) {
@@ -194,13 +205,20 @@ func (e *Engine) tell(ctx context.Context) {
 }
 
 // withdrawEnded takes announcements back whose turns have ended. What Redis does
-// not take now is tried again: the next owner waits for it.
+// not take now is tried again: the next owner waits for it. What there is to say
+// about their tasks is written in between, since that owner asks for it as soon as
+// it waits no longer: a turn that ends after the withdrawals were taken has its
+// own withdrawn next time.
 func (e *Engine) withdrawEnded(ctx context.Context) {
+	if e.handover == nil {
+		return
+	}
 	e.mu.Lock()
 	todo := e.withdrawals
 	e.withdrawals = nil
 	e.mu.Unlock()
-	if e.handover == nil {
+	if !e.writeNotes(ctx) {
+		e.putOff(todo)
 		return
 	}
 	for i, key := range todo {
@@ -210,12 +228,16 @@ func (e *Engine) withdrawEnded(ctx context.Context) {
 		cancel()
 		if err != nil {
 			e.metrics.handoverFailures.Inc()
-			e.mu.Lock()
-			e.withdrawals = append(e.withdrawals, todo[i:]...)
-			e.mu.Unlock()
+			e.putOff(todo[i:])
 			return
 		}
 	}
+}
+
+func (e *Engine) putOff(withdrawals []holdKey) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.withdrawals = append(e.withdrawals, withdrawals...)
 }
 
 // releaseHolds lets lanes go whose earlier owner has finished or died. Blind
@@ -233,21 +255,19 @@ func (e *Engine) releaseHolds(ctx context.Context, blind bool) bool {
 	}
 	call, cancel := context.WithTimeout(ctx, handoverTimeout)
 	defer cancel()
-	ended, err := e.handover.ended(call, turns)
+	ended, orphaned, err := e.handover.ended(call, turns)
 	if err != nil && blind {
 		e.log.Warn().Err(err).Int("holds", len(turns)).Msg("Redis does not say whether earlier owners still run turns; waiting no longer")
 		ended = turns
 	}
-	e.release(ended)
-	if err != nil {
-		return false
+	// The deaths count before the turns run again.
+	buried := e.buryDead(call, orphaned)
+	counted := len(buried) == len(orphaned)
+	if blind {
+		buried = orphaned
 	}
-	for _, t := range ended {
-		// Nothing is left to bury of most. What stays here of a dead incarnation costs
-		// the next owner one look.
-		_ = e.handover.bury(call, t)
-	}
-	return true
+	e.release(slices.Concat(ended, buried))
+	return err == nil && counted
 }
 
 // release ends holds. The turn that was waited for may have completed the first
@@ -269,6 +289,9 @@ func (e *Engine) release(turns []announced) {
 		delete(e.holds, key)
 		e.metrics.holdSeconds.Observe(now.Sub(h.since).Seconds())
 		if l := h.lane; l != nil {
+			for it := range l.heads() {
+				it.recall = true // it may have failed, too
+			}
 			l.lookUpWaiting()
 			e.makeReady(l, now)
 		}

@@ -40,6 +40,11 @@ type item struct {
 	endedBy atomic.Pointer[error]
 	// givenUp is set once the task is to become a dead letter.
 	givenUp *millrace.DeadLetter
+	// recorded says that Redis may hold a past of the task, recall that it is to be
+	// asked before the next turn. deaths are those of workers that ran it.
+	recorded bool
+	recall   bool
+	deaths   deaths
 	// next is the item behind it in its lane.
 	next *item
 }
@@ -116,6 +121,9 @@ type lane struct {
 	ready queuedLane
 	idle  idleLane
 	timer *time.Timer
+	run   laneRun
+	// suspected says that the lane waits to run alone.
+	suspected bool
 }
 
 // queuedLane says where a lane waits for a slot: between which others of a

@@ -61,6 +61,7 @@ func (e *Engine) lookUpLoop(ctx context.Context) {
 			if !ok {
 				return
 			}
+			e.recallBatch(ctx, batch)
 			answers <- lookedUp{batch, found, releases}
 		}
 	}
@@ -139,6 +140,9 @@ func (e *Engine) putLookedUp(a lookedUp, seen map[uint64]struct{}) {
 				f.part.tracker.done(it.record.Offset)
 				e.waiting[it.priority] -= it.size
 				e.metrics.redeliveries.Inc()
+				if it.recorded {
+					e.noteForget(it) // its worker died before it could
+				}
 			default:
 				// The turn of an earlier owner may have completed the task since: it did when
 				// its hold was released, at the latest. So may the same task before this one,
@@ -146,6 +150,7 @@ func (e *Engine) putLookedUp(a lookedUp, seen map[uint64]struct{}) {
 				id := maphash.String(seenSeed, it.task.ID)
 				_, again := seen[id]
 				seen[id] = struct{}{}
+				it.recall = it.lookUp && e.releases != a.releases
 				it.lookUp = it.lookUp && (it.task.Redrive > 0 || e.releases != a.releases || again)
 				e.queue(it, now)
 			}

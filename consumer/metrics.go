@@ -33,6 +33,9 @@ type metrics struct {
 	leaseless        prometheus.Counter
 	leasesLost       prometheus.Counter
 	leaseFailures    prometheus.Counter
+	deaths           prometheus.Counter
+	suspects         prometheus.Gauge
+	aloneTurns       prometheus.Counter
 	holdSeconds      prometheus.Histogram
 }
 
@@ -87,6 +90,10 @@ func newMetrics(reg prometheus.Registerer, priorities []millrace.Priority) *metr
 			Name: "millrace_consumer_hold_seconds", Help: "How long conversations waited for an earlier owner's turn.",
 			Buckets: prometheus.ExponentialBuckets(0.01, 2.5, 12),
 		}),
+
+		deaths:     counter("deaths_counted_total", "Deaths of workers counted against turns that had run for more than a second there."),
+		suspects:   gauge("suspects", "Tasks that wait to run alone because two workers died that ran them."),
+		aloneTurns: counter("alone_turns_total", "Turns that ran alone in their worker because workers died that ran their task."),
 	}
 	for _, p := range priorities {
 		m.byPriority = append(m.byPriority, priorityMetrics{
@@ -97,7 +104,7 @@ func newMetrics(reg prometheus.Registerer, priorities []millrace.Priority) *metr
 	}
 	if reg != nil {
 		reg.MustRegister(m.turns, m.deadLetters, m.queueWait, m.turnSeconds, m.redeliveries, m.rebalances, m.lost,
-			m.secondRuns, m.leases, m.parked, m.leaseless, m.leasesLost, m.leaseFailures, m.handedOver, m.handoverFailures, m.holds, m.holdSeconds,
+			m.secondRuns, m.leases, m.parked, m.leaseless, m.leasesLost, m.leaseFailures, m.handedOver, m.handoverFailures, m.holds, m.holdSeconds, m.deaths, m.suspects, m.aloneTurns,
 			m.fetchErrors, m.busySlots, m.lanes, m.waitingBytes, m.partitions, m.paused, m.stuckTurns)
 	}
 	return m

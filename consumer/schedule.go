@@ -161,6 +161,13 @@ func (s *schedule) take(p int) *lane {
 	return l
 }
 
+// takeFor takes a free slot for an item of priority p that waits in no queue.
+func (s *schedule) takeFor(p int) {
+	s.picks++
+	s.free--
+	s.running[p]++
+}
+
 // release gives a slot back that ran an item of priority p.
 func (s *schedule) release(p int) {
 	s.free++

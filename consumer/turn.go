@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,6 +52,17 @@ func (e *Engine) process(l *lane, it *item, now time.Time) verdict {
 		}
 		it.lookUp = false
 		now = time.Now()
+	}
+	if it.recall || it.deaths != "" {
+		if v, done := e.examine(ctx, l, it); done {
+			return v
+		}
+		now = time.Now()
+	}
+	if it.attempts >= e.maxAttempts(it) {
+		// It is not known any more how the last one failed: its worker died before it
+		// could commit that.
+		return e.giveUp(ctx, l, it, millrace.ReasonAttemptsExhausted, "the attempts were spent before the worker that tried them died", "")
 	}
 	if d := it.task.Deadline; !d.IsZero() && !now.Before(d) {
 		return e.giveUp(ctx, l, it, millrace.ReasonDeadlineExceeded, "the deadline passed before the task could run: "+d.Format(time.RFC3339), "")
@@ -155,6 +167,7 @@ const maxRetryAfter = time.Hour
 // failed decides whether a failed turn gets another attempt.
 func (e *Engine) failed(ctx context.Context, l *lane, it *item, err error, stack string) verdict {
 	it.attempts++
+	e.noteFailed(it)
 	prio := string(it.task.Priority)
 	if d := it.task.Deadline; !d.IsZero() && !time.Now().Before(d) {
 		return e.giveUp(ctx, l, it, millrace.ReasonDeadlineExceeded, err.Error(), stack)
@@ -162,10 +175,7 @@ func (e *Engine) failed(ctx context.Context, l *lane, it *item, err error, stack
 	if millrace.IsPermanent(err) {
 		return e.giveUp(ctx, l, it, millrace.ReasonPermanent, err.Error(), stack)
 	}
-	limit := it.task.MaxAttempts
-	if limit == 0 {
-		limit = e.cfg.MaxAttempts
-	}
+	limit := e.maxAttempts(it)
 	if it.attempts >= limit {
 		return e.giveUp(ctx, l, it, millrace.ReasonAttemptsExhausted, err.Error(), stack)
 	}
@@ -182,6 +192,9 @@ func (e *Engine) failed(ctx context.Context, l *lane, it *item, err error, stack
 		Int("attempt", it.attempts).Int("of", limit).Dur("retry_in", delay).Msg("turn failed")
 	return verdict{kind: retry, delay: delay}
 }
+
+// maxAttempts is how often the task's handler is tried.
+func (e *Engine) maxAttempts(it *item) int { return cmp.Or(it.task.MaxAttempts, e.cfg.MaxAttempts) }
 
 // fullJitter returns a random part of low doubled with every attempt, up to
 // high ("full jitter" of the AWS Architecture Blog, Exponential Backoff And

@@ -28,6 +28,7 @@ cause is gone, put them back.
 
 Reasons: permanent_error (the handler said so), attempts_exhausted,
 deadline_exceeded, effects_refused (PostgreSQL refuses what the turn wrote),
+killed_workers (three workers died that ran it, the last while it ran alone),
 null_value, invalid_key, invalid_header, invalid_json (the record can be no task),
 event_unpublishable (an event that Kafka refused).`,
 		Example: `  millrace dlq list --reason permanent_error --since 24h

@@ -232,9 +232,10 @@ func (e *Engine) takeAway(revoked map[string][]int32) []*partition {
 			e.schedule.remove(l)
 			e.makeReady(l, now)
 		}
-		if _, gone := numbers[l.key.partition]; gone && l.idle.size > 0 {
+		if _, gone := numbers[l.key.partition]; gone && !l.running {
 			e.cache.take(l)
-			delete(e.lanes, l.key)
+			l.conv = nil // its next turn here, if ever, comes after somebody else's
+			e.dropEmpty(l)
 		}
 	}
 	for _, p := range parts {

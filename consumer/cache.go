@@ -2,9 +2,9 @@ package consumer
 
 import "millrace"
 
-// cache keeps lanes that have nothing to do, for the conversations that they
-// hold: the next task of one starts without a round trip. It is bounded in bytes
-// and forgets what was used longest ago. Everything in it may be out of date:
+// cache bounds the conversations that lanes hold while they do not run, so that
+// their next tasks start without a round trip. It is bounded in bytes and forgets
+// what was used longest ago. Everything in it may be out of date:
 // the store compares versions when a turn commits. Its caller serialises access.
 type cache struct {
 	bound, bytes int64
@@ -13,24 +13,24 @@ type cache struct {
 	oldest       *lane
 }
 
-// idleLane is a lane's place in the cache. size is 0 when it is not there.
-type idleLane struct {
+// cachedLane is a lane's place in the cache. size is 0 when it is not there.
+type cachedLane struct {
 	newer, older *lane
 	size         int64
 }
 
-// put takes a lane in, or reports that it is too large. It returns the lanes
-// that have to go for it.
-func (c *cache) put(l *lane) (kept bool, out []*lane) {
+// put takes a lane in and returns those whose conversations have to go: it may
+// be one of them.
+func (c *cache) put(l *lane) (out []*lane) {
 	size := conversationBytes(l.conv)
 	if size > c.bound {
-		return false, nil
+		return []*lane{l} // rather than everything else
 	}
-	l.idle = idleLane{older: c.newest, size: size}
+	l.cached = cachedLane{older: c.newest, size: size}
 	if c.newest == nil {
 		c.oldest = l
 	} else {
-		c.newest.idle.newer = l
+		c.newest.cached.newer = l
 	}
 	c.newest = l
 	c.count++
@@ -38,28 +38,28 @@ func (c *cache) put(l *lane) (kept bool, out []*lane) {
 		out = append(out, c.oldest)
 		c.take(c.oldest)
 	}
-	return true, out
+	return out
 }
 
 // take removes a lane if it is there.
 func (c *cache) take(l *lane) {
-	if l.idle.size == 0 {
+	if l.cached.size == 0 {
 		return
 	}
-	newer, older := l.idle.newer, l.idle.older
+	newer, older := l.cached.newer, l.cached.older
 	if newer == nil {
 		c.newest = older
 	} else {
-		newer.idle.older = older
+		newer.cached.older = older
 	}
 	if older == nil {
 		c.oldest = newer
 	} else {
-		older.idle.newer = newer
+		older.cached.newer = newer
 	}
-	c.bytes -= l.idle.size
+	c.bytes -= l.cached.size
 	c.count--
-	l.idle = idleLane{}
+	l.cached = cachedLane{}
 }
 
 // conversationBytes is about what a conversation takes.

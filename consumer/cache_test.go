@@ -1,9 +1,12 @@
 package consumer
 
 import (
+	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
+	"testing/synctest"
 
 	"millrace"
 )
@@ -19,9 +22,8 @@ func TestCacheDropsWhatWasUsedLongestAgoAtItsBound(t *testing.T) {
 	c := cache{bound: 3 * size}
 	put := func(l *lane, want ...*lane) {
 		t.Helper()
-		kept, out := c.put(l)
-		if !kept || !slices.Equal(out, want) {
-			t.Fatalf("put %s: kept %v, %d have to go, want %d", l.conv.ID, kept, len(out), len(want))
+		if out := c.put(l); !slices.Equal(out, want) {
+			t.Fatalf("put %s: %d have to go, want %d", l.conv.ID, len(out), len(want))
 		}
 	}
 	put(lanes[0])
@@ -35,9 +37,7 @@ func TestCacheDropsWhatWasUsedLongestAgoAtItsBound(t *testing.T) {
 		t.Errorf("%d bytes of %d conversations, want %d of 3", c.bytes, c.count, 3*size)
 	}
 	lanes[4].conv.State = make([]byte, 10*size)
-	if kept, out := c.put(lanes[4]); kept || len(out) > 0 {
-		t.Error("one that exceeds the bound took the place of others")
-	}
+	put(lanes[4], lanes[4])            // exceeds the bound: takes nobody's place
 	for _, i := range []int{3, 2, 0} { // from the newest, the oldest and the last place
 		c.take(lanes[i])
 	}
@@ -67,4 +67,43 @@ func TestAConversationIsOpenedOnceWhileItsPartitionStays(t *testing.T) {
 	if n := engine.cache.count; n != 0 || len(engine.lanes) != 0 {
 		t.Errorf("%d conversations of partitions that were taken away are kept, in %d lanes", n, len(engine.lanes))
 	}
+}
+
+// Lanes that wait hold conversations too: they are bounded with the others.
+func TestConversationsOfWaitingLanesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size, bound = 10_000, 55_000
+		var o *offline
+		most := 0
+		grow := func(_ context.Context, turn *millrace.Turn) error {
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			held := 0
+			for _, l := range o.lanes {
+				if !l.running && l.conv != nil {
+					held += len(l.conv.State)
+				}
+			}
+			most = max(most, held)
+			return turn.SetState(strings.Repeat("x", size))
+		}
+		store := newMemoryStore()
+		o = newOffline(t, store, grow, func(c *Config) { c.Slots, c.CacheBytes = 1, bound })
+		o.assign(0)
+		for n := range 3 {
+			for c := range 20 {
+				o.feed(t, 0, task(fmt.Sprintf("c%d", c), n, millrace.Normal))
+			}
+		}
+		store.await(t, 60)
+		synctest.Wait()
+		if most > bound || most < bound/2 {
+			t.Errorf("%d bytes of conversations in lanes that do not run, want some, at most %d", most, bound)
+		}
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if left := len(o.lanes); left > bound/size {
+			t.Errorf("%d lanes are left, with room for %d conversations", left, bound/size)
+		}
+	})
 }

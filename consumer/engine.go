@@ -333,22 +333,28 @@ func (e *Engine) laneOf(it *item) *lane {
 		l = newLane(key, len(e.cfg.Priorities))
 		e.lanes[key] = l
 	}
-	e.cache.take(l)
 	return l
 }
 
-// idle puts a lane that has nothing to do into the cache, or drops it.
-func (e *Engine) idle(l *lane) {
-	if l.conv != nil && l.key.conversation != "" {
-		kept, out := e.cache.put(l)
-		for _, old := range out {
-			delete(e.lanes, old.key)
-		}
-		if kept {
-			return
-		}
+// rest keeps the conversation of a lane that does not run in the cache, and drops
+// what has to go for it: conversations, and lanes with nothing else.
+func (e *Engine) rest(l *lane) {
+	if l.conv == nil || l.key.conversation == "" {
+		return
 	}
-	delete(e.lanes, l.key)
+	for _, old := range e.cache.put(l) {
+		old.conv = nil
+		e.dropEmpty(old)
+	}
+}
+
+// dropEmpty drops a lane that holds nothing. A timer that has fired and waits for
+// the mutex may come here with a lane that was dropped meanwhile, when its
+// conversation has another lane already.
+func (e *Engine) dropEmpty(l *lane) {
+	if !l.running && l.cached.size == 0 && l.head() == nil && e.lanes[l.key] == l {
+		delete(e.lanes, l.key)
+	}
 }
 
 // makeReady queues a lane for a slot when it has something to run now, and sets
@@ -364,12 +370,7 @@ func (e *Engine) makeReady(l *lane, now time.Time) {
 	it := l.head()
 	if it == nil {
 		e.schedule.remove(l)
-		// A timer that has fired and waits for the mutex may come here with a lane
-		// that is idle already, or was dropped meanwhile, when its conversation has
-		// another lane already.
-		if l.idle.size == 0 && e.lanes[l.key] == l {
-			e.idle(l)
-		}
+		e.dropEmpty(l)
 		return
 	}
 	if e.held(l, it) {
@@ -449,6 +450,7 @@ func (e *Engine) next(now time.Time) (*lane, *item) {
 	if e.cancels.has(it.task.Key()) {
 		it.lookUp = true
 	}
+	e.cache.take(l)
 	l.running, l.current = true, it
 	l.slot = len(e.running)
 	e.running = append(e.running, l)
@@ -497,6 +499,7 @@ func (e *Engine) finish(l *lane, it *item, v verdict, now time.Time) (*lane, *it
 	if part.revoked {
 		l.conv = nil // its next turn here, if ever, comes after somebody else's
 	}
+	e.rest(l)
 	e.adjustIntake(part)
 	e.makeReady(l, now)
 	return e.next(now)

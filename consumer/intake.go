@@ -21,7 +21,7 @@ func (e *Engine) adjustIntake(p *partition) {
 		total += n
 	}
 	e.metrics.waitingBytes.Set(float64(total))
-	e.metrics.lanes.Set(float64(len(e.lanes) - e.cache.count))
+	e.metrics.lanes.Set(float64(len(e.lanes)))
 	bound := e.cfg.IntakeBytes / int64(len(e.waiting))
 	if e.full[p.priority] {
 		bound /= 2

@@ -118,10 +118,10 @@ type lane struct {
 	// blockedBy is who was seen last to have the lease that the lane waits for.
 	blockedBy string
 
-	ready queuedLane
-	idle  idleLane
-	timer *time.Timer
-	run   laneRun
+	ready  queuedLane
+	cached cachedLane
+	timer  *time.Timer
+	run    laneRun
 	// suspected says that the lane waits to run alone.
 	suspected bool
 }

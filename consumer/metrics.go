@@ -71,7 +71,7 @@ func newMetrics(reg prometheus.Registerer, priorities []millrace.Priority) *metr
 		lost:         counter("lost_partitions_total", "Partitions lost without being revoked first."),
 		fetchErrors:  counter("fetch_errors_total", "Errors that fetches returned."),
 		busySlots:    gauge("busy_slots", "Turns running now."),
-		lanes:        gauge("lanes", "Conversations, and tasks without one, with something to do."),
+		lanes:        gauge("lanes", "Conversations, and tasks without one, that wait, run, or are kept for their next task."),
 		waitingBytes: gauge("waiting_bytes", "Memory held by records that wait or run."),
 		partitions:   gauge("partitions", "Partitions assigned, over all priorities."),
 		paused:       gauge("paused_partitions", "Partitions not read because intake is at its bound."),

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
@@ -279,4 +280,26 @@ func TestWithdrawLeavesWhatAnotherIncarnationHasAnnounced(t *testing.T) {
 	if ended, _, err := one.ended(t.Context(), got); err != nil || len(ended) != 1 {
 		t.Errorf("ended %+v, %v; want the withdrawn one", ended, err)
 	}
+}
+
+func TestAllThatWaitsForAnEarlierOwnersTurnGoesOnAfterIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newMemoryStore()
+		o := newOffline(t, store, func(_ context.Context, turn *millrace.Turn) error { return turn.Result("done") }, nil)
+		unkeyed := task("", 0, millrace.Normal)
+		turn := announced{partition: 0, turn: taskName(unkeyed.ID), by: "another"}
+		o.assign(0)
+		o.holds[holdKey{0, turn.turn}] = &hold{announced: turn}
+		// A sender's repeat: the task stands in the log twice, in a lane of its own each.
+		o.feed(t, 0, unkeyed, unkeyed)
+		synctest.Wait()
+		if len(store.order) != 0 {
+			t.Fatal("a task ran that an earlier owner still runs")
+		}
+		o.release([]announced{turn})
+		synctest.Wait()
+		if next := o.part(millrace.Normal, 0).tracker.next; next != 2 || o.held() != 0 {
+			t.Errorf("offset %d would be committed and %d bytes are held, want 2 and 0", next, o.held())
+		}
+	})
 }

@@ -21,7 +21,9 @@ const (
 // start at once.
 type hold struct {
 	announced
-	lane  *lane // nil until something waits in it
+	// lanes wait for it: that of the conversation, or those of an unkeyed task,
+	// which has one for each time that it stands in the log.
+	lanes []*lane
 	since time.Time
 }
 
@@ -147,7 +149,9 @@ func (e *Engine) held(l *lane, it *item) bool {
 	if h == nil {
 		return false
 	}
-	h.lane = l
+	if !slices.Contains(h.lanes, l) {
+		h.lanes = append(h.lanes, l)
+	}
 	return true
 }
 
@@ -288,7 +292,7 @@ func (e *Engine) release(turns []announced) {
 		}
 		delete(e.holds, key)
 		e.metrics.holdSeconds.Observe(now.Sub(h.since).Seconds())
-		if l := h.lane; l != nil {
+		for _, l := range h.lanes {
 			for it := range l.heads() {
 				it.recall = true // it may have failed, too
 			}

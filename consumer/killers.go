@@ -268,12 +268,14 @@ func (e *Engine) learnDeaths(partition int32, tasks map[string]deaths) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for key, h := range e.holds {
-		if key.partition != partition || h.lane == nil {
+		if key.partition != partition {
 			continue
 		}
-		for it := range h.lane.heads() {
-			if d, ok := tasks[taskField(it.task.Key())]; ok {
-				it.deaths, it.recorded = d, true
+		for _, l := range h.lanes {
+			for it := range l.heads() {
+				if d, ok := tasks[taskField(it.task.Key())]; ok {
+					it.deaths, it.recorded = d, true
+				}
 			}
 		}
 	}

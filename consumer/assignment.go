@@ -70,6 +70,7 @@ func (e *Engine) onAssigned(ctx context.Context, cl *kgo.Client, assigned map[st
 		e.log.Warn().Int("replaced", len(replaced)).Msg("partitions assigned anew while they were held: their topic was recreated")
 	}
 	withPast := e.holdAnnounced(ctx, partitionNumbers(assigned))
+	e.round.settle(ctx)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.joined.Store(true)

@@ -62,9 +62,13 @@ type Engine struct {
 	// commitMu serialises offset commits with the loss of partitions: what is
 	// committed was owned when the commit began and is until it ends.
 	commitMu sync.Mutex
+	// sendCommits is [sendCommits], unless a test plays the coordinator.
+	sendCommits func(context.Context, *kgo.Client, map[topicPartition]offsetCommit) error
 
 	outages     sparse // log lines
 	fetchErrors sparse
+
+	round pollRound
 
 	intake   chan struct{} // asks for a look at what is to be paused
 	ended    chan struct{} // asks for notes to be written and withdrawals to be carried out
@@ -98,6 +102,8 @@ func New(cfg Config) (*Engine, error) {
 
 		intake: make(chan struct{}, 1),
 		ended:  make(chan struct{}, 1),
+
+		sendCommits: sendCommits,
 
 		toLookUp: make([][]fetched, len(cfg.Priorities)),
 		unlooked: make(chan struct{}, 1),
@@ -238,21 +244,22 @@ const pollTick = time.Second
 // a stuck loop can be told from an idle one.
 func (e *Engine) pollLoop(ctx context.Context, cl *kgo.Client) {
 	defer e.pulses.poll.end()
-	for ctx.Err() == nil {
+	poll := func(ctx context.Context) kgo.Fetches { return cl.PollRecords(ctx, 10_000) }
+	closed := false
+	for ctx.Err() == nil && !closed {
 		e.pulses.poll.beat()
-		tick, cancel := context.WithTimeout(ctx, pollTick)
-		fetches := cl.PollRecords(tick, 10_000)
-		cancel()
-		if fetches.IsClientClosed() {
-			return
-		}
-		fetches.EachError(func(topic string, partition int32, err error) {
-			if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		e.round.run(ctx, poll, func(fetches kgo.Fetches) {
+			if closed = fetches.IsClientClosed(); closed {
 				return
 			}
-			e.noteFetchError(topic, partition, err)
+			fetches.EachError(func(topic string, partition int32, err error) {
+				if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+					return
+				}
+				e.noteFetchError(topic, partition, err)
+			})
+			e.accept(fetches)
 		})
-		e.accept(fetches)
 	}
 }
 

@@ -58,15 +58,16 @@ func (e *Engine) commitOffsets(ctx context.Context, cl *kgo.Client) error {
 	return e.commitParts(ctx, cl, parts)
 }
 
+// offsetCommit is what is committed of a partition.
+type offsetCommit struct {
+	offset   int64
+	metadata string
+}
+
 // commitParts commits those of parts that have moved. It is called with
 // commitMu held.
 func (e *Engine) commitParts(ctx context.Context, cl *kgo.Client, parts []*partition) error {
-	type commit struct {
-		offset   int64
-		metadata string
-	}
-	offsets := make(map[string]map[int32]kgo.EpochOffset)
-	commits := make(map[topicPartition]commit)
+	commits := make(map[topicPartition]offsetCommit)
 	for _, p := range parts {
 		// Offset and metadata are of one moment: apart, they could say that an offset
 		// is done which is not. The mutex is given back between partitions, since turns
@@ -77,18 +78,36 @@ func (e *Engine) commitParts(ctx context.Context, cl *kgo.Client, parts []*parti
 		if !known {
 			continue
 		}
-		c := commit{next, encodeMetadata(next, finished)}
+		c := offsetCommit{next, encodeMetadata(next, finished)}
 		if c.offset == p.committed && c.metadata == p.metadata {
 			continue
 		}
-		if offsets[p.tp.topic] == nil {
-			offsets[p.tp.topic] = make(map[int32]kgo.EpochOffset)
-		}
-		offsets[p.tp.topic][p.tp.partition] = kgo.EpochOffset{Epoch: -1, Offset: c.offset}
 		commits[p.tp] = c
 	}
 	if len(commits) == 0 {
 		return nil
+	}
+	if err := e.sendCommits(ctx, cl, commits); err != nil {
+		return fmt.Errorf("commit offsets: %w", err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, p := range parts {
+		if c, ok := commits[p.tp]; ok {
+			p.committed, p.metadata = c.offset, c.metadata
+		}
+	}
+	return nil
+}
+
+// sendCommits has the group's coordinator take commits.
+func sendCommits(ctx context.Context, cl *kgo.Client, commits map[topicPartition]offsetCommit) error {
+	offsets := make(map[string]map[int32]kgo.EpochOffset)
+	for tp, c := range commits {
+		if offsets[tp.topic] == nil {
+			offsets[tp.topic] = make(map[int32]kgo.EpochOffset)
+		}
+		offsets[tp.topic][tp.partition] = kgo.EpochOffset{Epoch: -1, Offset: c.offset}
 	}
 	// The client would write the member id as metadata.
 	ctx = kgo.PreCommitFnContext(ctx, func(req *kmsg.OffsetCommitRequest) error {
@@ -115,15 +134,5 @@ func (e *Engine) commitParts(ctx context.Context, cl *kgo.Client, parts []*parti
 			}
 		}
 	})
-	if failed != nil {
-		return fmt.Errorf("commit offsets: %w", failed)
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, p := range parts {
-		if c, ok := commits[p.tp]; ok {
-			p.committed, p.metadata = c.offset, c.metadata
-		}
-	}
-	return nil
+	return failed
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -73,6 +74,52 @@ func TestCheckerFindsPlantedFaults(t *testing.T) {
 				t.Errorf("%v, want %s: %v", v, want, v.findings)
 			}
 		})
+	}
+}
+
+// What a broken engine would do, done to a real one: an offset is committed past a
+// task that nobody has run, and a task stands in the log under a second id.
+func TestCheckerFindsALostOffsetAndADouble(t *testing.T) {
+	p := newPipeline(t, services{})
+	p.startIngest()
+	sent := p.send(load{conversations: 8, turns: 3, rate: 200}).wait()
+	conversation := "conversation-0002" // all of one priority
+	first, second := sent[conversation][0], sent[conversation][1]
+	records, err := p.read(t.Context(), p.topic("tasks."+first.priority))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var skip kadm.Offsets
+	for _, r := range records {
+		switch header(r, "ce_id") {
+		case first.id:
+			skip.Add(kadm.Offset{Topic: r.Topic, Partition: r.Partition, At: r.Offset + 1, LeaderEpoch: -1})
+			if slices.ContainsFunc(records, func(o *kgo.Record) bool { return o.Partition == r.Partition && o.Offset < r.Offset }) {
+				t.Fatalf("%s is not the first of its partition", first.id)
+			}
+		case second.id:
+			again := kgo.Record{Topic: r.Topic, Partition: r.Partition, Key: r.Key, Value: r.Value}
+			for _, h := range r.Headers {
+				if h.Key == "ce_id" {
+					h.Value = []byte("another")
+				}
+				again.Headers = append(again.Headers, h)
+			}
+			if err := p.client.ProduceSync(t.Context(), &again).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := p.admin.CommitAllOffsets(t.Context(), p.group(), skip); err != nil {
+		t.Fatal(err)
+	}
+	p.start("worker")
+	e := p.settle(t, sent) // as many tasks as were sent are done: one is missing and one is too many
+	v := judge(sent, e)
+	for word, id := range map[string]string{"lost": first.id, "duplicate": "another"} {
+		if !slices.ContainsFunc(v.findings, func(f string) bool { return strings.HasPrefix(f, word) && strings.Contains(f, id) }) {
+			t.Errorf("no finding says %s of %s: %v", word, id, v.findings)
+		}
 	}
 }
 

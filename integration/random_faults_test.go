@@ -5,62 +5,117 @@ package integration
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"millrace/internal/testenv"
 )
 
-// Workers and a relay meet faults in random order while the load goes on: killed,
-// told to stop, frozen for longer than their sessions last.
-func TestWorkersKilledRandomly(t *testing.T) {
+// Twenty faults in random order while the load goes on: workers are killed, told
+// to stop, and frozen for longer than their sessions last, the relays that own the
+// outbox's shards are killed, Kafka, Redis and PostgreSQL restart, Redis loses
+// everything. What must come out is judged by the results topic and PostgreSQL
+// alone.
+//
+// MILLRACE_TEST_SEED replays the order of a seed, though not every moment of it.
+func TestTwentyFaults(t *testing.T) {
 	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	if set := os.Getenv("MILLRACE_TEST_SEED"); set != "" {
+		var err error
+		if seed, err = strconv.ParseUint(set, 10, 64); err != nil {
+			t.Fatalf("MILLRACE_TEST_SEED: %v", err)
+		}
+	}
+	t.Logf("replay with MILLRACE_TEST_SEED=%d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	p := newPipeline(t, services{}, append(slowEcho(t), "MILLRACE_SLOTS=8")...)
+	kafka, cache, database := testenv.StartKafka(t, nil), testenv.StartRedis(t), testenv.StartPostgres(t)
+	options, err := redis.ParseURL(cache.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := redis.NewClient(options)
+	t.Cleanup(func() { _ = client.Close() })
+	p := newPipeline(t, services{kafka: kafka.URL, redis: cache.URL, postgres: database.URL},
+		append(slowEcho(t), "MILLRACE_SLOTS=8", "MILLRACE_RELAY=off")...)
 	workers := p.startWorkers(3)
-	relay := p.start("relay")
-	p.startIngest()
-	running := p.send(load{conversations: 240, rate: 120})
+	relays := []*process{p.start("relay"), p.start("relay")}
+	ingest := p.startIngest()
+	running := p.send(load{conversations: 240, rate: 60})
+	restart := func(server *testenv.Server) {
+		if err := server.Stop(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := server.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
 
-	// Each kind comes at least once, further ones as they fall.
-	faults := []string{"kill worker", "kill relay", "terminate worker", "freeze worker"}
-	faults = append(faults, faults[random.IntN(len(faults))])
+	kinds := []string{
+		"kill worker", "terminate worker", "freeze worker", "kill relay", "restart Kafka", "flush Redis", "restart Redis", "restart PostgreSQL",
+	}
+	// Each kind comes at least once; what takes long comes no more than twice.
+	faults := append([]string{}, kinds...)
+	faults = append(faults, "freeze worker", "restart Kafka")
+	quick := []string{"kill worker", "terminate worker", "kill relay", "flush Redis", "restart Redis", "restart PostgreSQL"}
+	for len(faults) < 20 {
+		faults = append(faults, quick[random.IntN(len(quick))])
+	}
 	random.Shuffle(len(faults), func(a, b int) { faults[a], faults[b] = faults[b], faults[a] })
-	for _, fault := range faults {
-		p.awaitProgress(60)
+	began := time.Now()
+	for n, fault := range faults {
+		p.awaitProgress(20)
 		victim := random.IntN(len(workers))
-		t.Logf("%s: %s (worker %d)", time.Now().Format(time.TimeOnly), fault, victim)
+		t.Logf("%s: fault %d, %s (worker %d)", time.Since(began).Round(100*time.Millisecond), n+1, fault, victim)
 		switch fault {
 		case "kill worker":
 			workers[victim].kill()
-			workers[victim] = p.start("worker", fmt.Sprintf("MILLRACE_WORKER_NAME=again-%d", random.Uint32()))
-		case "kill relay":
-			relay.kill()
-			relay = p.start("relay")
+			workers[victim] = p.launch("worker", fmt.Sprintf("MILLRACE_WORKER_NAME=again-%d", n))
 		case "terminate worker":
+			workers[victim].ready() // one that has only just been launched has nothing to give up
 			workers[victim].terminate()
-			workers[victim] = p.start("worker")
+			workers[victim] = p.launch("worker")
 		case "freeze worker":
 			workers[victim].signal(syscall.SIGSTOP)
-			pass(t, 8*time.Second)
+			pass(t, 7*time.Second)
 			workers[victim].signal(syscall.SIGCONT)
+		case "kill relay": // each owns half of the shards
+			relays[n%2].kill()
+			relays[n%2] = p.launch("relay")
+		case "restart Kafka":
+			restart(kafka)
+		case "flush Redis":
+			if err := client.FlushAll(t.Context()).Err(); err != nil {
+				t.Fatal(err)
+			}
+		case "restart Redis":
+			restart(cache)
+		case "restart PostgreSQL":
+			restart(database)
 		}
 	}
-	p.awaitProgress(60)
+	p.awaitProgress(20)
 	running.stop()
 	p.check(t, running.wait())
-	for _, process := range append(workers, relay) {
-		process.awaitReadyz()
+	t.Logf("%d tasks and %d faults in %s; %d requests were sent again", running.accepted.Load(), len(faults),
+		time.Since(began).Round(time.Second), running.retried.Load())
+	for _, process := range append(append(workers, relays...), ingest) {
+		process.ready()
 	}
 }
 
 // awaitProgress waits until so many more tasks are done.
 func (p *pipeline) awaitProgress(n int) {
 	p.t.Helper()
-	done, err := p.count(p.t.Context(), "completions")
-	if err != nil {
-		p.t.Fatal(err)
-	}
+	var done int
+	eventually(p.t, settlePatience, "PostgreSQL answers", func() (err error) {
+		done, err = p.count(p.t.Context(), "completions")
+		return err
+	})
 	p.awaitCompletions(done + n)
 }
 

@@ -16,6 +16,10 @@
 //     with the ids of its rows. A relay that takes a shard over first fences the
 //     previous owner by its transactional id, then reads the marker, then the
 //     rows: a row that the marker lists was published and is only deleted.
-//     Readers with read_uncommitted may see records of aborted transactions.
+//     Readers with read_uncommitted may see records of aborted transactions. A
+//     database that goes back in time, as a replica that takes over without the
+//     last commits does, may bring rows back that have been published.
+//   - In at-least-once mode there are no Kafka transactions: what a relay had
+//     published and not yet deleted when it died is published again.
 //   - Event ids are stable, so that a reader of any kind can tell a repeat.
 package outbox

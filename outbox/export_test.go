@@ -7,7 +7,7 @@ import (
 
 // MarkerRecord lets a test play a relay of its own.
 func MarkerRecord(topic string, shard int, ids []int64, events []string) *kgo.Record {
-	rows := make([]published, len(ids))
+	rows := make([]PublishedRow, len(ids))
 	for i := range ids {
 		rows[i] = publishedRow(ids[i], events[i])
 	}

@@ -22,43 +22,45 @@ const MarkersTopic = "relay.markers"
 
 const markerFormat = 2
 
-// published names a row that has been published. An id alone does not tell rows
-// apart for ever: a database that was made anew or restored hands out ids again,
-// and what the marker says of its predecessor's rows must not delete its own.
-type published struct {
-	id  int64
-	sum uint32 // of the event id
+// PublishedRow names a row that has been published. A number alone does not tell
+// rows apart for ever: a database that was made anew or restored hands out numbers
+// again, and what was published of its predecessor's rows must not delete its own.
+type PublishedRow struct {
+	number int64
+	sum    uint32 // of the event id
 }
 
-func publishedRow(id int64, event string) published {
+func publishedRow(number int64, event string) PublishedRow {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(event)) // a hash.Hash never fails
-	return published{id: id, sum: h.Sum32()}
+	return PublishedRow{number: number, sum: h.Sum32()}
 }
+
+func (r *Row) published() PublishedRow { return publishedRow(r.Number, r.ID) }
 
 // encodeMarker lists the rows that have been published and are not yet deleted:
 // a format byte, then for each row, in ascending order, the difference to the id
 // before (an unsigned varint) and the sum (4 bytes, big-endian).
-func encodeMarker(rows []published) []byte {
+func encodeMarker(rows []PublishedRow) []byte {
 	rows = slices.Clone(rows)
-	slices.SortFunc(rows, func(a, b published) int { return cmp.Compare(a.id, b.id) })
+	slices.SortFunc(rows, func(a, b PublishedRow) int { return cmp.Compare(a.number, b.number) })
 	b := []byte{markerFormat}
 	last := int64(0)
 	for _, r := range rows {
-		b = binary.AppendUvarint(b, uint64(r.id-last)) //nolint:gosec // ids ascend, so the difference is not negative
+		b = binary.AppendUvarint(b, uint64(r.number-last)) //nolint:gosec // ids ascend, so the difference is not negative
 		b = binary.BigEndian.AppendUint32(b, r.sum)
-		last = r.id
+		last = r.number
 	}
 	return b
 }
 
-func decodeMarker(b []byte) ([]published, error) {
+func decodeMarker(b []byte) ([]PublishedRow, error) {
 	if len(b) == 0 || b[0] != markerFormat {
 		return nil, errors.New("decode marker: unknown format; it was written by another version or by somebody else")
 	}
 	b = b[1:]
 	var (
-		rows []published
+		rows []PublishedRow
 		last int64
 	)
 	for len(b) > 0 {
@@ -67,13 +69,13 @@ func decodeMarker(b []byte) ([]published, error) {
 		if n <= 0 || id < last || len(b) < n+4 {
 			return nil, errors.New("decode marker: broken list of rows")
 		}
-		rows = append(rows, published{id: id, sum: binary.BigEndian.Uint32(b[n:])})
+		rows = append(rows, PublishedRow{number: id, sum: binary.BigEndian.Uint32(b[n:])})
 		last, b = id, b[n+4:]
 	}
 	return rows, nil
 }
 
-func markerRecord(topic string, shard int, rows []published) *kgo.Record {
+func markerRecord(topic string, shard int, rows []PublishedRow) *kgo.Record {
 	return &kgo.Record{
 		Topic:     topic,
 		Partition: int32(shard), //nolint:gosec // below Shards
@@ -85,7 +87,7 @@ func markerRecord(topic string, shard int, rows []published) *kgo.Record {
 // readMarker returns the rows in the newest committed marker of a shard. It is
 // called after the previous owner has been fenced, so that no transaction of
 // the shard is open: the last stable offset is the end of the log.
-func readMarker(ctx context.Context, opts []kgo.Opt, topic string, shard int32) ([]published, error) {
+func readMarker(ctx context.Context, opts []kgo.Opt, topic string, shard int32) ([]PublishedRow, error) {
 	start, end, err := markerBounds(ctx, opts, topic, shard)
 	if err != nil {
 		return nil, err

@@ -8,19 +8,19 @@ import (
 )
 
 func TestMarkerRoundTrip(t *testing.T) {
-	for _, rows := range [][]published{nil, {{1, 7}}, {{1, 0}, {2, 1}, {3, math.MaxUint32}}, {{5, 1}, {1000, 2}, {1 << 40, 3}, {math.MaxInt64, 4}}} {
+	for _, rows := range [][]PublishedRow{nil, {{1, 7}}, {{1, 0}, {2, 1}, {3, math.MaxUint32}}, {{5, 1}, {1000, 2}, {1 << 40, 3}, {math.MaxInt64, 4}}} {
 		got, err := decodeMarker(encodeMarker(rows))
 		if err != nil || !slices.Equal(got, rows) {
 			t.Errorf("%v came back as %v, %v", rows, got, err)
 		}
 	}
-	if got, _ := decodeMarker(encodeMarker([]published{{3, 30}, {1, 10}, {2, 20}})); !slices.Equal(got, []published{{1, 10}, {2, 20}, {3, 30}}) {
+	if got, _ := decodeMarker(encodeMarker([]PublishedRow{{3, 30}, {1, 10}, {2, 20}})); !slices.Equal(got, []PublishedRow{{1, 10}, {2, 20}, {3, 30}}) {
 		t.Errorf("unsorted rows came back as %v", got)
 	}
 }
 
 func TestMarkerOfFiveHundredRowsIsSmall(t *testing.T) {
-	rows := make([]published, 500)
+	rows := make([]PublishedRow, 500)
 	for i := range rows {
 		rows[i] = publishedRow(int64(1e12)+int64(i)*8, "event")
 	}
@@ -30,7 +30,7 @@ func TestMarkerOfFiveHundredRowsIsSmall(t *testing.T) {
 }
 
 func FuzzDecodeMarker(f *testing.F) {
-	f.Add(encodeMarker([]published{{1, 1}, {2, 2}, {500, 3}}))
+	f.Add(encodeMarker([]PublishedRow{{1, 1}, {2, 2}, {500, 3}}))
 	f.Add([]byte{markerFormat, 0xff})
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -38,7 +38,7 @@ func FuzzDecodeMarker(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !slices.IsSortedFunc(rows, func(a, b published) int { return cmp.Compare(a.id, b.id) }) {
+		if !slices.IsSortedFunc(rows, func(a, b PublishedRow) int { return cmp.Compare(a.number, b.number) }) {
 			t.Fatalf("ids of %v do not ascend", rows)
 		}
 		again, err := decodeMarker(encodeMarker(rows))

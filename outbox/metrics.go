@@ -7,8 +7,8 @@ type relayMetrics struct {
 	rejected  prometheus.Counter
 	failures  prometheus.Counter
 	owned     prometheus.Gauge
-	oldest    *prometheus.GaugeVec
 	delay     prometheus.Histogram
+	lag       lag
 }
 
 func newRelayMetrics(reg prometheus.Registerer) *relayMetrics {
@@ -17,7 +17,7 @@ func newRelayMetrics(reg prometheus.Registerer) *relayMetrics {
 			Name: "millrace_relay_published_total", Help: "Events published to Kafka.",
 		}),
 		rejected: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "millrace_relay_rejected_total", Help: "Events that Kafka refuses for good, moved to the dead letters.",
+			Name: "millrace_relay_rejected_total", Help: "Events that can never be published, moved to the dead letters.",
 		}),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_relay_interruptions_total", Help: "Publishing sessions that ended with an error and began anew.",
@@ -25,16 +25,13 @@ func newRelayMetrics(reg prometheus.Registerer) *relayMetrics {
 		owned: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_relay_owned_shards", Help: "Outbox shards that this relay owns.",
 		}),
-		oldest: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "millrace_relay_oldest_row_seconds", Help: "Age of the oldest unpublished row of an owned shard, 0 when it is empty.",
-		}, []string{"shard"}),
 		delay: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "millrace_relay_delay_seconds", Help: "From the turn's end until its event is committed to Kafka.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
 		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.published, m.rejected, m.failures, m.owned, m.oldest, m.delay)
+		reg.MustRegister(m.published, m.rejected, m.failures, m.owned, m.delay, &m.lag)
 	}
 	return m
 }

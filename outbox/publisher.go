@@ -8,17 +8,14 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/jackc/pgx/v5"
 	"github.com/rs/zerolog"
-	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 )
-
-//go:embed sql/read.sql
-var readSQL string
 
 //go:embed sql/delete.sql
 var deleteSQL string
@@ -32,29 +29,37 @@ var findSQL string
 //go:embed sql/owns.sql
 var ownsSQL string
 
+var errNotOwner = errors.New("another relay has taken the shard over")
+
 // publisher publishes one shard for as long as this relay owns it.
 type publisher struct {
 	relay *Relay
 	shard int
 	log   zerolog.Logger
-	// alone is the highest row of a batch that Kafka refused as a whole: up to it,
-	// rows are published one by one, which tells the one at fault from its
-	// neighbours.
+	// floor is where whoever has the shard next may begin to read.
+	floor atomic.Int64
+	// position is where the rows begin that are not yet published, but for those that
+	// commit late.
+	position atomic.Int64
+	// begun is set once both are known.
+	begun atomic.Bool
+	// alone is the highest row of a batch that was refused as a whole: up to it, rows
+	// are published one by one, which tells the one at fault from its neighbours.
 	alone int64
 }
 
 // run holds one session after another: whatever goes wrong in a session, the
-// next one fences it, reads the marker and knows what was published.
+// next one fences it and learns from the sink what was published.
 func (p *publisher) run(ctx context.Context) {
-	defer p.relay.metrics.oldest.DeleteLabelValues(strconv.Itoa(p.shard))
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 50*time.Millisecond, 5*time.Second
 	for ctx.Err() == nil {
-		progress, err := p.session(ctx)
+		s := &session{publisher: p}
+		err := s.run(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		if progress {
+		if s.progress {
 			wait.Reset()
 		}
 		pause := wait.NextBackOff()
@@ -73,91 +78,89 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-func (p *publisher) session(ctx context.Context) (progress bool, err error) {
-	cfg := &p.relay.cfg
-	// Fencing is for the owner: one that was asleep for longer than its lease must
-	// not throw its successor out.
-	var owner bool
-	if err := cfg.Pool.QueryRow(ctx, ownsSQL, p.shard, p.relay.id).Scan(&owner); err != nil {
-		return false, fmt.Errorf("look up owner: %w", err)
-	}
-	if !owner {
-		return false, errors.New("another relay has taken the shard over")
-	}
-	cl, err := kgo.NewClient(append(slices.Clone(cfg.Kafka),
-		kgo.TransactionalID(cfg.TopicPrefix+"relay."+strconv.Itoa(p.shard)),
-		kgo.TransactionTimeout(cfg.TransactionTimeout),
-		kgo.ConcurrentTransactionsBackoff(2*time.Millisecond),
-		kgo.RecordPartitioner(eventPartitioner(cfg.TopicPrefix+MarkersTopic)),
-		kgo.ProducerLinger(0),
-		kgo.ProducerBatchMaxBytes(2<<20),
-		kgo.UnknownTopicRetries(3),
-		kgo.RecordDeliveryTimeout(cfg.TransactionTimeout),
-	)...)
-	if err != nil {
-		return false, fmt.Errorf("open producer: %w", err)
-	}
-	defer cl.Close()
-	if _, _, err := cl.ProducerID(ctx); err != nil {
-		return false, fmt.Errorf("fence previous owner: %w", err)
-	}
-	markers := cfg.TopicPrefix + MarkersTopic
-	if err := p.settle(ctx, markers); err != nil {
-		return false, err
-	}
-	for {
-		rows, err := p.read(ctx)
-		if err != nil {
-			return progress, err
-		}
-		if len(rows) == 0 {
-			p.relay.metrics.oldest.WithLabelValues(strconv.Itoa(p.shard)).Set(0)
-			p.rest(ctx)
-			if ctx.Err() != nil {
-				return progress, nil
-			}
-			continue
-		}
-		p.relay.metrics.oldest.WithLabelValues(strconv.Itoa(p.shard)).Set(time.Since(rows[0].at).Seconds())
-		if rows, err = p.rejectUnfit(ctx, rows); err != nil {
-			return progress, err
-		}
-		if len(rows) == 0 {
-			continue
-		}
-		if err := p.publish(ctx, cl, rows); err != nil {
-			return progress, err
-		}
-		progress = true
-		if ctx.Err() != nil {
-			return progress, nil
-		}
-	}
+// session is a shard between opening it at the sink and the first error. Three
+// goroutines pass the rows on: one reads and prepares a batch while another waits
+// for the sink to take the one before and a third deletes what was published.
+// Channels without room to spare keep them together: at most one batch is in each
+// pair of hands.
+type session struct {
+	*publisher
+	sink     SinkShard
+	progress bool
+	alone    int64         // the reader's: up to this row batches are of one
+	suspect  int64         // the last row of a batch that was refused as a whole
+	server   time.Time     // when the server started
+	batches  chan *batch   // from the reader
+	done     chan struct{} // a batch is published: to the reader
+	sent     chan *batch   // published, to be deleted
+	stuck    chan struct{} // closed when nobody takes from sent any more
+
+	mu        sync.Mutex
+	cursor    *cursor
+	unsettled []PublishedRow // published, and perhaps not deleted
 }
 
-// settle deletes what the shard's marker says the previous owner has published.
-func (p *publisher) settle(ctx context.Context, markers string) error {
-	ctx, cancel := context.WithTimeout(ctx, 4*p.relay.cfg.TransactionTimeout)
-	defer cancel()
-	marked, err := readMarker(ctx, p.relay.cfg.Kafka, markers, int32(p.shard)) //nolint:gosec // below Shards
+// batch is rows on their way.
+type batch struct {
+	rows     []Row
+	prepared Batch
+}
+
+func (s *session) run(ctx context.Context) (err error) {
+	cfg := &s.relay.cfg
+	// Fencing is for the owner: one that was asleep for longer than its lease must
+	// not throw its successor out.
+	var floor int64
+	switch err := cfg.Pool.QueryRow(ctx, ownsSQL, s.shard, s.relay.id).Scan(&floor); {
+	case errors.Is(err, pgx.ErrNoRows):
+		return errNotOwner
+	case err != nil:
+		return fmt.Errorf("look up owner: %w", err)
+	}
+	if s.sink, err = cfg.Sink.Open(ctx, s.shard); err != nil {
+		return err
+	}
+	defer s.sink.Close()
+	if err := s.settle(ctx); err != nil {
+		return err
+	}
+	s.alone = s.publisher.alone
+	s.cursor = newCursor(floor)
+	s.remember()
+	s.begun.Store(true)
+	s.batches, s.done = make(chan *batch), make(chan struct{}, 2)
+	s.sent, s.stuck = make(chan *batch), make(chan struct{})
+
+	stages, ctx := errgroup.WithContext(ctx)
+	stages.Go(func() error { defer close(s.batches); return s.readAll(ctx) })
+	stages.Go(func() error { defer close(s.sent); return s.publishAll(ctx) })
+	stages.Go(func() error { defer close(s.stuck); return s.deleteAll(ctx) })
+	err = stages.Wait()
+	s.publisher.alone = max(s.alone, s.suspect)
+	return err
+}
+
+// settle deletes what an earlier owner has published.
+func (s *session) settle(ctx context.Context) error {
+	marked, err := s.sink.Published(ctx)
 	if err != nil || len(marked) == 0 {
 		return err
 	}
-	ids := make([]int64, len(marked))
+	numbers := make([]int64, len(marked))
 	for i := range marked {
-		ids[i] = marked[i].id
+		numbers[i] = marked[i].number
 	}
-	rs, err := p.relay.cfg.Pool.Query(ctx, findSQL, p.shard, ids)
+	rs, err := s.relay.cfg.Pool.Query(ctx, findSQL, s.shard, numbers)
 	if err != nil {
 		return fmt.Errorf("find published rows: %w", err)
 	}
-	left, err := pgx.CollectRows(rs, func(r pgx.CollectableRow) (published, error) {
+	left, err := pgx.CollectRows(rs, func(r pgx.CollectableRow) (PublishedRow, error) {
 		var (
-			id    int64
-			event string
+			number int64
+			event  string
 		)
-		err := r.Scan(&id, &event)
-		return publishedRow(id, event), err
+		err := r.Scan(&number, &event)
+		return publishedRow(number, event), err
 	})
 	if err != nil {
 		return fmt.Errorf("find published rows: %w", err)
@@ -165,237 +168,133 @@ func (p *publisher) settle(ctx context.Context, markers string) error {
 	var done []int64
 	for _, row := range left {
 		if slices.Contains(marked, row) {
-			done = append(done, row.id)
+			done = append(done, row.number)
 		}
 	}
 	if n := len(left) - len(done); n > 0 {
-		p.log.Warn().Int("rows", n).Msg("the marker speaks of other rows with the same ids: the database was made anew or restored; publishing these")
+		s.log.Warn().Int("rows", n).Msg("the marker speaks of other rows with the same ids: the database was made anew or restored; publishing these")
 	}
-	return p.delete(ctx, done)
-}
-
-func (p *publisher) rest(ctx context.Context) {
-	t := time.NewTimer(p.relay.cfg.PollInterval)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-p.relay.wake[p.shard]:
-	case <-t.C:
-	}
-}
-
-type row struct {
-	id     int64
-	event  string
-	at     time.Time
-	record *kgo.Record
-	unfit  error // why the row can be no record
-}
-
-func (p *publisher) read(ctx context.Context) ([]row, error) {
-	limit := p.relay.cfg.BatchSize
-	if p.alone > 0 {
-		limit = 1
-	}
-	rs, err := p.relay.cfg.Pool.Query(ctx, readSQL, p.shard, limit)
-	if err != nil {
-		return nil, fmt.Errorf("read outbox: %w", err)
-	}
-	rows, err := pgx.CollectRows(rs, func(r pgx.CollectableRow) (row, error) {
-		var (
-			out     row
-			m       Message
-			key     []byte
-			headers *string
-		)
-		if err := r.Scan(&out.id, &m.Topic, &key, &m.ID, &m.Type, &m.ContentType, &headers, &m.Data, &out.at); err != nil {
-			return row{}, err
-		}
-		m.Headers, out.unfit = decodeHeaders(headers)
-		if m.Topic == MarkersTopic {
-			out.unfit = errMarkersTopic
-		}
-		m.At, out.event = out.at, m.ID
-		out.record = m.record(p.relay.cfg.TopicPrefix, key)
-		return out, nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read outbox: %w", err)
-	}
-	if len(rows) == 0 || rows[0].id >= p.alone {
-		p.alone = 0
-	}
-	return rows, nil
-}
-
-// rejectUnfit moves rows that can be no record to the dead letters and returns
-// the others.
-func (p *publisher) rejectUnfit(ctx context.Context, rows []row) ([]row, error) {
-	var rejected []rejection
-	fit := rows[:0]
-	for _, r := range rows {
-		if r.unfit != nil {
-			rejected = append(rejected, rejection{r.id, r.unfit})
-		} else {
-			fit = append(fit, r)
-		}
-	}
-	return fit, p.reject(ctx, rejected)
-}
-
-// record returns the message as a CloudEvent in Kafka binary mode.
-func (m *Message) record(prefix string, key []byte) *kgo.Record {
-	r := &kgo.Record{Topic: prefix + m.Topic, Key: key, Value: m.Data}
-	add := func(k, v string) {
-		if v != "" {
-			r.Headers = append(r.Headers, kgo.RecordHeader{Key: k, Value: []byte(v)})
-		}
-	}
-	add("ce_specversion", "1.0")
-	add("ce_id", m.ID)
-	add("ce_source", "/millrace")
-	add("ce_type", m.Type)
-	add("ce_time", m.At.UTC().Format(time.RFC3339Nano))
-	add("content-type", m.ContentType)
-	for _, h := range m.Headers {
-		r.Headers = append(r.Headers, kgo.RecordHeader(h))
-	}
-	return r
-}
-
-// publish sends rows and their marker in one Kafka transaction, then deletes
-// them. After an error the session is over: what became of the transaction is
-// the next session's to find out.
-func (p *publisher) publish(ctx context.Context, cl *kgo.Client, rows []row) error {
-	// A transaction that has begun is finished even when ctx ends: a canceled end
-	// would leave its outcome open until another owner fences it.
-	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*p.relay.cfg.TransactionTimeout)
-	defer cancel()
-
-	ids, marked := make([]int64, len(rows)), make([]published, len(rows))
-	for i := range rows {
-		ids[i], marked[i] = rows[i].id, publishedRow(rows[i].id, rows[i].event)
-	}
-	if err := cl.BeginTransaction(); err != nil {
-		return fmt.Errorf("begin transaction: %w", err)
-	}
-	var (
-		mu       sync.Mutex
-		failed   error
-		rejected []rejection
-		suspects bool
-	)
-	fail := func(err error) {
-		if failed == nil {
-			failed = err
-		}
-	}
-	for i := range rows {
-		id := rows[i].id
-		cl.Produce(work, rows[i].record, func(rec *kgo.Record, err error) {
-			if err == nil {
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			switch {
-			case p.refusedForGood(rec, err), refusedWithBatch(err) && len(rows) == 1:
-				rejected = append(rejected, rejection{id, err})
-			case refusedWithBatch(err):
-				suspects = true
-			}
-			fail(err)
-		})
-	}
-	cl.Produce(work, markerRecord(p.relay.cfg.TopicPrefix+MarkersTopic, p.shard, marked), func(_ *kgo.Record, err error) {
-		if err != nil {
-			mu.Lock()
-			defer mu.Unlock()
-			fail(fmt.Errorf("marker: %w", err))
-		}
-	})
-	flushErr := cl.Flush(work)
-	mu.Lock()
-	err, bad := errors.Join(failed, flushErr), slices.Clone(rejected)
-	if suspects {
-		p.alone = ids[len(ids)-1]
-	}
-	mu.Unlock()
-	if err != nil {
-		abortErr := cl.AbortBufferedRecords(work)
-		if abortErr == nil {
-			abortErr = cl.EndTransaction(work, kgo.TryAbort)
-		}
-		return errors.Join(fmt.Errorf("produce: %w", err), abortErr, p.reject(work, bad))
-	}
-	if err := cl.EndTransaction(work, kgo.TryCommit); err != nil {
-		return fmt.Errorf("commit transaction: %w", err)
-	}
-	p.relay.metrics.published.Add(float64(len(rows)))
-	for i := range rows {
-		p.relay.metrics.delay.Observe(time.Since(rows[i].at).Seconds())
-	}
-	return p.delete(work, ids)
-}
-
-func (p *publisher) delete(ctx context.Context, ids []int64) error {
-	if len(ids) == 0 {
+	if len(done) == 0 {
 		return nil
 	}
-	if _, err := p.relay.cfg.Pool.Exec(ctx, deleteSQL, p.shard, ids); err != nil {
-		return fmt.Errorf("delete published rows: %w", err)
+	_, err = s.delete(ctx, done)
+	return err
+}
+
+// publishAll publishes batches until there are no more. A batch that has begun is
+// finished even when ctx ends: its outcome would stay open until another owner
+// fences it.
+func (s *session) publishAll(ctx context.Context) error {
+	for b := range s.batches {
+		select {
+		case <-ctx.Done():
+			return nil
+		default:
+		}
+		if err := s.publish(ctx, b); err != nil {
+			return err
+		}
+		s.done <- struct{}{} // has room: the reader hands out two at most
+		select {
+		case s.sent <- b:
+		case <-s.stuck:
+			return nil
+		}
 	}
 	return nil
 }
 
-type rejection struct {
-	id  int64
-	err error
-}
-
-// refusedForGood reports whether Kafka will never take the record: without this
-// one event would stop its shard for ever. A topic that an event names and that
-// does not exist is the event's fault; a missing results topic is the
-// installation's, and every event waits until it is there.
-func (p *publisher) refusedForGood(r *kgo.Record, err error) bool {
-	if errors.Is(err, kerr.UnknownTopicOrPartition) {
-		return r.Topic != p.relay.cfg.TopicPrefix+ResultsTopic
+func (s *session) publish(ctx context.Context, b *batch) error {
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*s.relay.cfg.TransactionTimeout)
+	defer cancel()
+	s.mu.Lock()
+	unsettled := slices.Clone(s.unsettled)
+	s.mu.Unlock()
+	if err := b.prepared.Publish(work, unsettled); err != nil {
+		var refused *RefusedError
+		if errors.As(err, &refused) {
+			if refused.Together {
+				s.suspect = b.rows[len(b.rows)-1].Number
+			}
+			err = errors.Join(err, s.reject(work, refused.Rows))
+		}
+		return err
 	}
-	return errors.Is(err, kerr.InvalidTopicException)
+	s.progress = true
+	s.mu.Lock()
+	for i := range b.rows {
+		s.unsettled = append(s.unsettled, b.rows[i].published())
+	}
+	s.mu.Unlock()
+	s.relay.metrics.published.Add(float64(len(b.rows)))
+	now := time.Now()
+	for i := range b.rows {
+		s.relay.metrics.delay.Observe(now.Sub(b.rows[i].At).Seconds())
+	}
+	return nil
 }
 
-// refusedWithBatch reports whether Kafka refuses the record for good, but perhaps
-// for what travels in one batch with it: brokers judge batches, and a topic that
-// takes 1 MB refuses 2 MB of small records as readily as one large record.
-func refusedWithBatch(err error) bool {
-	return errors.Is(err, kerr.MessageTooLarge) || errors.Is(err, kerr.InvalidRecord)
+// deleteAll deletes what has been published until there is no more.
+func (s *session) deleteAll(ctx context.Context) error {
+	for b := range s.sent {
+		work, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*s.relay.cfg.TransactionTimeout)
+		err := s.forget(work, b)
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func (p *publisher) reject(ctx context.Context, rejected []rejection) error {
-	for _, r := range rejected {
-		if _, err := p.relay.cfg.Pool.Exec(ctx, rejectSQL, p.shard, r.id, r.err.Error()); err != nil {
+func (s *session) forget(ctx context.Context, b *batch) error {
+	numbers := make([]int64, len(b.rows))
+	for i := range b.rows {
+		numbers[i] = b.rows[i].Number
+	}
+	s.mu.Lock()
+	high := s.cursor.high
+	s.mu.Unlock()
+	xid, err := s.delete(ctx, numbers)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unsettled = slices.Delete(s.unsettled, 0, len(b.rows)) // batches go in the order they came
+	s.cursor.gone(numbers, high, xid)
+	s.remember()
+	return nil
+}
+
+// remember notes where the cursor is, for those who look from outside. The caller
+// holds mu, or is alone yet.
+func (s *session) remember() {
+	s.floor.Store(s.cursor.floor())
+	s.position.Store(s.cursor.position())
+}
+
+// delete returns the id of the transaction that deleted the rows.
+func (p *publisher) delete(ctx context.Context, numbers []int64) (uint64, error) {
+	var text string
+	if err := p.relay.cfg.Pool.QueryRow(ctx, deleteSQL, p.shard, numbers).Scan(&text); err != nil {
+		return 0, fmt.Errorf("delete published rows: %w", err)
+	}
+	xid, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("delete published rows: transaction id: %w", err)
+	}
+	return xid, nil
+}
+
+// reject moves rows to the dead letters.
+func (p *publisher) reject(ctx context.Context, rows map[int64]error) error {
+	for number, cause := range rows {
+		if _, err := p.relay.cfg.Pool.Exec(ctx, rejectSQL, p.shard, number, cause.Error()); err != nil {
 			return fmt.Errorf("move event to dead letters: %w", err)
 		}
 		p.relay.metrics.rejected.Inc()
-		p.log.Error().Int64("row", r.id).Err(r.err).Msg("Kafka refuses the event for good; it is in the dead letters now")
+		p.log.Error().Int64("row", number).Err(cause).Msg("the event can never be published; it is in the dead letters now")
 	}
 	return nil
-}
-
-// eventPartitioner follows the record's own partition in the markers topic and
-// Kafka's default (murmur2 of the key) in all others.
-func eventPartitioner(markers string) kgo.Partitioner {
-	return topicPartitioner{markers: markers, manual: kgo.ManualPartitioner(), keyed: kgo.StickyKeyPartitioner(nil)}
-}
-
-type topicPartitioner struct {
-	markers       string
-	manual, keyed kgo.Partitioner
-}
-
-func (p topicPartitioner) ForTopic(topic string) kgo.TopicPartitioner {
-	if topic == p.markers {
-		return p.manual.ForTopic(topic)
-	}
-	return p.keyed.ForTopic(topic)
 }

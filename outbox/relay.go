@@ -20,12 +20,18 @@ import (
 
 // RelayConfig configures a [Relay]. Zero values mean the defaults.
 type RelayConfig struct {
-	// Pool reads the outbox. Required. A relay uses at most Shards + 1 connections
-	// at once.
+	// Pool reads the outbox. Required. A relay uses at most two connections for each
+	// shard that it owns and one more at once, and gets along with fewer.
 	Pool *pgxpool.Pool
 	// Kafka holds what is needed to reach the brokers: seeds, TLS, SASL, client
-	// id. Required.
+	// id. Required, unless there is a Sink.
 	Kafka []kgo.Opt
+	// AtLeastOnce publishes to Kafka without transactions: sooner, but a relay that
+	// takes a shard over publishes again what its predecessor was about to delete,
+	// and one that only slept may do so at the same time.
+	AtLeastOnce bool
+	// Sink is where events go. Default: Kafka, as the fields above say.
+	Sink Sink
 	// TopicPrefix stands before every topic. Default "millrace.".
 	TopicPrefix string
 	// BatchSize bounds the rows of one Kafka transaction. Default 500.
@@ -63,8 +69,8 @@ func NewRelay(cfg RelayConfig) (*Relay, error) {
 	if cfg.Pool == nil {
 		errs = append(errs, errors.New("no pool"))
 	}
-	if len(cfg.Kafka) == 0 {
-		errs = append(errs, errors.New("no kafka options"))
+	if len(cfg.Kafka) == 0 && cfg.Sink == nil {
+		errs = append(errs, errors.New("no kafka options and no sink"))
 	}
 	if cfg.BatchSize < 0 || cfg.BatchSize > 10_000 {
 		errs = append(errs, fmt.Errorf("BatchSize %d: want 1 to 10000", cfg.BatchSize))
@@ -82,6 +88,9 @@ func NewRelay(cfg RelayConfig) (*Relay, error) {
 	cfg.PollInterval = cmp.Or(cfg.PollInterval, 100*time.Millisecond)
 	cfg.Lease = cmp.Or(cfg.Lease, 4*time.Second)
 	cfg.TransactionTimeout = cmp.Or(cfg.TransactionTimeout, 5*time.Second)
+	if cfg.Sink == nil {
+		cfg.Sink = &kafkaSink{opts: cfg.Kafka, prefix: cfg.TopicPrefix, timeout: cfg.TransactionTimeout, atLeastOnce: cfg.AtLeastOnce}
+	}
 	r := &Relay{cfg: cfg, id: uuid.New(), log: zerolog.Nop(), metrics: newRelayMetrics(cfg.Metrics)}
 	if cfg.Logger != nil {
 		r.log = cfg.Logger.With().Str("part", "relay").Logger()
@@ -124,7 +133,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	defer ticker.Stop()
 	for {
 		if err := r.balance(ctx, owned); err != nil && ctx.Err() == nil {
-			r.log.Warn().Err(err).Msg("cannot renew shard leases; will try again")
+			r.log.Warn().Err(err).Msg("cannot renew shard leases or measure their lag; will try again")
 			r.dropExpired(owned)
 		}
 		select {
@@ -141,10 +150,11 @@ func (r *Relay) Run(ctx context.Context) error {
 // finishing its transaction. Nothing waits for that: the other leases have to be
 // renewed in the meantime.
 type ownedShard struct {
-	cancel  context.CancelFunc
-	done    chan struct{}
-	renewed time.Time
-	leaving bool
+	publisher *publisher
+	cancel    context.CancelFunc
+	done      chan struct{}
+	renewed   time.Time
+	leaving   bool
 }
 
 func (o *ownedShard) leave() {
@@ -186,7 +196,8 @@ func (r *Relay) balance(ctx context.Context, owned map[int]*ownedShard) error {
 			return fmt.Errorf("create shard rows: %w", err)
 		}
 	}
-	mine, err := r.shardQuery(ctx, renewSQL, r.id, r.cfg.Lease)
+	shards, floors := floors(owned)
+	mine, err := r.shardQuery(ctx, renewSQL, r.id, r.cfg.Lease, shards, floors)
 	if err != nil {
 		return fmt.Errorf("renew leases: %w", err)
 	}
@@ -238,14 +249,14 @@ func (r *Relay) balance(ctx context.Context, owned map[int]*ownedShard) error {
 		}
 	}
 	r.metrics.owned.Set(float64(len(owned)))
-	return nil
+	return r.metrics.lag.look(ctx, r, owned)
 }
 
 func (r *Relay) start(ctx context.Context, shard int, now time.Time) *ownedShard {
 	// The publisher outlives the call that started it; Run stops it by name.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	o := &ownedShard{cancel: cancel, done: make(chan struct{}), renewed: now}
 	p := &publisher{relay: r, shard: shard, log: r.log.With().Int("shard", shard).Logger()}
+	o := &ownedShard{publisher: p, cancel: cancel, done: make(chan struct{}), renewed: now}
 	go func() {
 		p.run(ctx)
 		close(o.done)
@@ -255,6 +266,17 @@ func (r *Relay) start(ctx context.Context, shard int, now time.Time) *ownedShard
 		}
 	}()
 	return o
+}
+
+// floors returns from where on the owned shards would be read.
+func floors(owned map[int]*ownedShard) (shards []int16, floors []int64) {
+	for shard, o := range owned {
+		if o.publisher.begun.Load() {
+			shards = append(shards, int16(shard)) //nolint:gosec // below Shards
+			floors = append(floors, o.publisher.floor.Load())
+		}
+	}
+	return shards, floors
 }
 
 func (r *Relay) shardQuery(ctx context.Context, sql string, args ...any) ([]int, error) {
@@ -295,6 +317,7 @@ func (r *Relay) leave(ctx context.Context, owned map[int]*ownedShard) {
 		<-o.done
 	}
 	r.metrics.owned.Set(0)
+	r.metrics.lag.clear()
 	// The caller's context has ended; giving the leases back must not.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.Lease/2)
 	defer cancel()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -69,7 +70,12 @@ func (w *world) config() outbox.RelayConfig {
 
 func (w *world) start(t *testing.T) (stop func()) {
 	t.Helper()
-	r, err := outbox.NewRelay(w.config())
+	return w.startWith(t, w.config())
+}
+
+func (w *world) startWith(t *testing.T, cfg outbox.RelayConfig) (stop func()) {
+	t.Helper()
+	r, err := outbox.NewRelay(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,6 +93,27 @@ func (w *world) start(t *testing.T) (stop func()) {
 	}
 	t.Cleanup(stop)
 	return stop
+}
+
+// transactions counts the transactional ids under the world's prefix.
+func (w *world) transactions(t *testing.T) int {
+	t.Helper()
+	cl, err := kgo.NewClient(w.kafka...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	all, err := kadm.NewClient(cl).ListTransactions(t.Context(), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, id := range all.TransactionalIDs() {
+		if strings.HasPrefix(id, w.prefix) {
+			n++
+		}
+	}
+	return n
 }
 
 func (w *world) append(t *testing.T, messages ...outbox.Message) {
@@ -109,6 +136,20 @@ func message(key string, n int) outbox.Message {
 // read returns the results topic as a read_committed reader sees it, once it
 // holds n records and has held no more for a moment.
 func (w *world) read(t *testing.T, n int) map[string][]string {
+	t.Helper()
+	byKey := w.readSome(t, n)
+	got := 0
+	for _, values := range byKey {
+		got += len(values)
+	}
+	if got != n {
+		t.Errorf("%d records in the results topic, want %d", got, n)
+	}
+	return byKey
+}
+
+// readSome is read for when there may be more than n.
+func (w *world) readSome(t *testing.T, n int) map[string][]string {
 	t.Helper()
 	cl, err := kgo.NewClient(append(w.kafka,
 		kgo.ConsumeTopics(w.prefix+outbox.ResultsTopic),
@@ -139,9 +180,6 @@ func (w *world) read(t *testing.T, n int) map[string][]string {
 		if over {
 			break
 		}
-	}
-	if got != n {
-		t.Errorf("%d records in the results topic, want %d", got, n)
 	}
 	return byKey
 }

@@ -138,7 +138,8 @@ func newRelay(p *Process, pool *pgxpool.Pool) (*outbox.Relay, error) {
 		return nil, err
 	}
 	return outbox.NewRelay(outbox.RelayConfig{
-		Pool: pool, Kafka: opts, TopicPrefix: p.Settings.TopicPrefix, Logger: &p.Log, Metrics: p.Metrics,
+		Pool: pool, Kafka: opts, TopicPrefix: p.Settings.TopicPrefix,
+		AtLeastOnce: p.Settings.RelayDelivery == "at-least-once", Logger: &p.Log, Metrics: p.Metrics,
 	})
 }
 

@@ -101,7 +101,8 @@ type Settings struct {
 	DrainTimeout   time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" min:"0s" max:"1h" desc:"how long running turns may go on after a stop signal"`
 
 	// Outbox.
-	Relay OnOff `envconfig:"RELAY" default:"on" desc:"publish outbox events from inside workers; off needs a millrace relay"`
+	Relay         OnOff  `envconfig:"RELAY" default:"on" desc:"publish outbox events from inside workers; off needs a millrace relay"`
+	RelayDelivery string `envconfig:"RELAY_DELIVERY" default:"exactly-once" oneof:"exactly-once|at-least-once" desc:"exactly-once publishes in Kafka transactions, which read_committed readers need; at-least-once goes without, is faster, and repeats events when a relay dies"`
 
 	// LLM.
 	LLMProviders []LLMProvider `ignored:"true"`

@@ -258,7 +258,7 @@ func (m *peer) begin(ctx context.Context, turn *millrace.Turn) (r *run, try int)
 	if m.gone.Err() != nil {
 		return nil, 0
 	}
-	r = &run{by: m, conversation: task.Conversation, task: task.ID, ctx: ctx, excused: !m.listed || w.excused}
+	r = &run{by: m, conversation: task.Conversation, task: task.ID, ctx: ctx, excused: !m.listed || w.excused || ctx.Err() != nil}
 	w.started[task.ID]++
 	w.total++
 	w.tell("%s starts %s", m.name, task.ID)

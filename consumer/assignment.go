@@ -283,9 +283,9 @@ func (e *Engine) forget(cl *kgo.Client, parts []*partition) {
 	e.lookAtIntake()
 }
 
-// topicID returns the id that ids of bare records derive from. Brokers that do
+// TopicID returns the id that ids of bare records derive from. Brokers that do
 // not tell theirs get one that follows from the name.
-func topicID(t kgo.FetchTopic) [16]byte {
+func TopicID(t kgo.FetchTopic) [16]byte {
 	if t.TopicID != [16]byte{} {
 		return t.TopicID
 	}

@@ -266,7 +266,7 @@ func (e *Engine) pollLoop(ctx context.Context, cl *kgo.Client) {
 // accept decodes what was fetched and queues it.
 func (e *Engine) accept(fetches kgo.Fetches) {
 	fetches.EachTopic(func(t kgo.FetchTopic) {
-		id := topicID(t)
+		id := TopicID(t)
 		t.EachPartition(func(p kgo.FetchPartition) {
 			if len(p.Records) == 0 {
 				return

@@ -26,6 +26,8 @@ type item struct {
 	// a dependency's outage ended.
 	attempts int
 	outages  int
+	// lastError is what the last try that failed failed with.
+	lastError error
 	// notBefore delays the next try.
 	notBefore time.Time
 	// journaled says that a turn of this task has begun a step: no other task of

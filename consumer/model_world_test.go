@@ -114,7 +114,7 @@ func (w *world) append(r *kgo.Record) {
 	if w.gaps.IntN(4) == 0 {
 		r.Offset += w.gaps.Int64N(4)
 	}
-	it := newItem(r, topicID(kgo.FetchTopic{Topic: r.Topic}))
+	it := newItem(r, TopicID(kgo.FetchTopic{Topic: r.Topic}))
 	w.log[tp] = append(w.log[tp], logged{r, it.task})
 }
 

@@ -143,6 +143,14 @@ func Workers(ctx context.Context, client redis.UniversalClient, keyPrefix string
 	return workers, nil
 }
 
+// Incarnation names this start of the worker, "" without Redis.
+func (e *Engine) Incarnation() string {
+	if e.handover == nil {
+		return ""
+	}
+	return e.handover.incarnation
+}
+
 // self describes this worker.
 func (e *Engine) self() *WorkerInfo {
 	w := &WorkerInfo{

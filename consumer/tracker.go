@@ -43,6 +43,12 @@ func (t *tracker) add(offset int64) bool {
 	return true
 }
 
+// isPending reports whether an offset was handed in and is not done.
+func (t *tracker) isPending(offset int64) bool {
+	i, found := t.find(offset)
+	return found && !t.pending[i].done
+}
+
 // done marks an offset and moves next past all that is done.
 func (t *tracker) done(offset int64) {
 	i, found := t.find(offset)

@@ -135,6 +135,7 @@ func (e *Engine) handle(ctx context.Context, l *lane, it *item, turn *millrace.T
 		limit = d
 	}
 	turnCtx := newTurnContext(ctx, limit)
+	turnCtx.started, turnCtx.attempt = started, turn.Attempt()
 	l.turn.Store(turnCtx)
 	returned := false
 	// Whoever sets endedBy looks for the context after it: one of the two sees the
@@ -168,6 +169,7 @@ const maxRetryAfter = time.Hour
 func (e *Engine) failed(ctx context.Context, l *lane, it *item, err error, stack string) verdict {
 	it.attempts++
 	e.noteFailed(it)
+	it.lastError = err
 	prio := string(it.task.Priority)
 	if d := it.task.Deadline; !d.IsZero() && !time.Now().Before(d) {
 		return e.giveUp(ctx, l, it, millrace.ReasonDeadlineExceeded, err.Error(), stack)
@@ -217,6 +219,7 @@ func (e *Engine) outage(ctx context.Context, it *item, err error) verdict {
 		return verdict{kind: dropped}
 	}
 	it.outages++
+	it.lastError = err
 	e.metrics.turns.WithLabelValues(string(it.task.Priority), "outage").Inc()
 	delay := fullJitter(200*time.Millisecond, 5*time.Second, it.outages)
 	// An outage ends the turns of all lanes again and again.
@@ -302,7 +305,10 @@ func (e *Engine) commit(ctx context.Context, l *lane, it *item, c millrace.Compl
 // countSecondRun counts a turn that ran beside another one, or behind its back:
 // the other one has committed.
 func (e *Engine) countSecondRun(c *millrace.Completion) {
-	if c.DeadLetter == nil {
+	e.mu.Lock()
+	cancelled := e.cancels.has(c.Task.Key())
+	e.mu.Unlock()
+	if c.DeadLetter == nil && !cancelled {
 		e.metrics.secondRuns.Inc()
 	}
 }

@@ -14,6 +14,9 @@ import (
 type turnContext struct {
 	parent   context.Context //nolint:containedctx // it is one itself
 	deadline time.Time
+	// started and attempt are for who asks after the turn.
+	started time.Time
+	attempt int
 
 	mu    sync.Mutex
 	armed context.Context //nolint:containedctx // what Done and everything after it goes by

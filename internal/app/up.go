@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"millrace/consumer"
 	"millrace/ingest"
 	"millrace/internal/embedded"
 	"millrace/internal/kafka"
@@ -283,17 +284,20 @@ func (u *Up) parts(ctx context.Context, front *front) (parts []part, release fun
 	releases = append(releases, in.Close)
 	p.Turns = &proxy.Turns{} // one worker's proxy serves the turns of all
 	front.mux.Handle("/", in.server.Handler())
+	var engines []*consumer.Engine
 	for i := range u.cfg.Workers {
 		w, err := NewWorker(ctx, u.workerProcess(i), nil)
 		if err != nil {
 			return nil, release, err
 		}
 		releases = append(releases, w.Close)
+		engines = append(engines, w.engine)
 		if w.llm.proxy != nil {
 			u.proxy = w.llm.proxy.addr()
 		}
 		parts = append(parts, part{"worker " + strconv.Itoa(i+1), w.Run})
 	}
+	front.mux.Handle(explainRoute, explain(engines...))
 	parts = append(parts, part{"ingest", in.server.Run})
 	parts = append(parts, part{"demo", func(ctx context.Context) error {
 		u.banner()

@@ -154,6 +154,7 @@ func RunWorker(ctx context.Context, p *Process, handler millrace.Handler) error 
 		if err != nil {
 			return part{}, nil, err
 		}
+		front.mux.Handle(explainRoute, explain(w.engine))
 		return part{"worker", w.Run}, w.Close, nil
 	})
 }

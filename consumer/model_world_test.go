@@ -159,7 +159,8 @@ type peer struct {
 	// gone ends when the process has.
 	gone     context.Context //nolint:containedctx // the life of a process
 	kill     context.CancelFunc
-	waits    sync.WaitGroup
+	loops    sync.WaitGroup // of its engine and its client
+	waits    sync.WaitGroup // all else
 	callback chan func()
 
 	// Guarded by the world's mutex.
@@ -215,21 +216,25 @@ func (w *world) join(random *rand.Rand) *peer {
 	var ctx context.Context
 	ctx, m.stop = context.WithCancel(context.Background())
 	m.gone, m.kill = context.WithCancel(context.Background())
-	m.waits.Go(func() { m.commitLoop(ctx, nil) })
-	m.waits.Go(func() { m.lookUpLoop(ctx) })
-	m.waits.Go(func() { m.handoverLoop(ctx) })
+	m.loops.Go(func() { m.commitLoop(ctx, nil) })
+	m.loops.Go(func() { m.lookUpLoop(ctx) })
+	m.loops.Go(func() { m.handoverLoop(ctx) })
 	polls := rand.New(rand.NewPCG(w.seed, uint64(len(w.members))+100))
-	m.waits.Go(func() { m.poll(ctx, polls) })
-	m.waits.Go(func() {
+	m.loops.Go(func() { m.poll(ctx, polls) })
+	m.loops.Go(func() {
 		for {
 			select {
 			case f := <-m.callback:
 				f()
 			case <-ctx.Done():
-				_ = client.Close()
 				return
 			}
 		}
+	})
+	m.waits.Go(func() {
+		<-m.gone.Done()
+		m.loops.Wait()
+		_ = client.Close()
 	})
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -428,6 +433,8 @@ func (m *peer) drain() {
 			return
 		}
 		m.awaitSlots()
+		m.stop()
+		m.loops.Wait()
 		m.withdrawEnded(context.Background())
 		m.w.mu.Lock()
 		m.listed = false
@@ -438,7 +445,6 @@ func (m *peer) drain() {
 		}
 		m.w.mu.Unlock()
 		m.kill()
-		m.stop()
 	})
 }
 

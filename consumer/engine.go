@@ -44,8 +44,10 @@ type Engine struct {
 	holds       map[holdKey]*hold
 	withdrawals []holdKey
 	releases    uint64 // how often holds have been released
-	suspects    suspects
-	notes       map[noteKey]note // what is to be written about tasks
+	// announcing is taken while announcements are made or taken back.
+	announcing chan struct{}
+	suspects   suspects
+	notes      map[noteKey]note // what is to be written about tasks
 	// writing serialises what is written about tasks, so that none of it overtakes.
 	writing sync.Mutex
 	// cancels are the runs of tasks that are said to be cancelled.
@@ -103,6 +105,7 @@ func New(cfg Config) (*Engine, error) {
 		intake: make(chan struct{}, 1),
 		ended:  make(chan struct{}, 1),
 
+		announcing:  make(chan struct{}, 1),
 		sendCommits: sendCommits,
 
 		toLookUp: make([][]fetched, len(cfg.Priorities)),

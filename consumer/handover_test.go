@@ -10,6 +10,7 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"millrace"
 )
@@ -302,4 +303,70 @@ func TestAllThatWaitsForAnEarlierOwnersTurnGoesOnAfterIt(t *testing.T) {
 			t.Errorf("offset %d would be committed and %d bytes are held, want 2 and 0", next, o.held())
 		}
 	})
+}
+
+// slowWithdrawal is a Redis hook that holds up scripts, which withdraw.
+type slowWithdrawal struct{ begun, goOn chan struct{} }
+
+func (slowWithdrawal) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (s slowWithdrawal) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if cmd.Name() == "evalsha" {
+			s.begun <- struct{}{}
+			<-s.goOn
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (slowWithdrawal) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func TestALateWithdrawalSparesTheNextTurnsAnnouncement(t *testing.T) {
+	client, server := newRedis(t)
+	hook := slowWithdrawal{begun: make(chan struct{}, 4), goOn: make(chan struct{})}
+	client.AddHook(hook)
+	p, first, second := newPace(t), task("c", 0, millrace.Normal), task("c", 1, millrace.Normal)
+	releaseFirst, releaseSecond := p.stopAt(first.ID), p.stopAt(second.ID)
+	o := newOffline(t, newMemoryStore(), p.worker("a"), func(c *Config) { c.Redis = client })
+	o.sendCommits = func(context.Context, *kgo.Client, map[topicPartition]offsetCommit) error { return nil }
+	revoke := func() { o.onRevoked(context.Background(), nil, o.numbers(0)) }
+
+	// The first turn is announced, and its partition comes back.
+	o.assign(0)
+	o.feed(t, 0, first)
+	eventually(t, "the first turn runs", p.started(first.ID))
+	revoke()
+	o.assign(0)
+	o.feed(t, 0, second)
+	// It ends, and is slow to be withdrawn; the second turn starts, and the partition
+	// leaves again.
+	releaseFirst()
+	eventually(t, "the second turn runs", p.started(second.ID))
+	withdrawn, revoked := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(withdrawn)
+		o.withdrawEnded(context.Background())
+	}()
+	<-hook.begun
+	go func() {
+		defer close(revoked)
+		revoke()
+	}()
+	select {
+	case <-revoked:
+	case <-time.After(50 * time.Millisecond): // it waits for the withdrawal
+	}
+	close(hook.goOn)
+	<-withdrawn
+	<-revoked
+	reader := redis.NewClient(&redis.Options{Addr: server.Addr()})
+	defer reader.Close()
+	got, _, err := newHandover(reader, "millrace:", "default").read(t.Context(), []int32{0})
+	if err != nil || len(got) != 1 || got[0].turn != conversationName("c") {
+		t.Errorf("the next owner reads %+v, %v; want the second turn", got, err)
+	}
+	releaseSecond()
 }

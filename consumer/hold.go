@@ -3,6 +3,7 @@ package consumer
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -47,6 +48,15 @@ func (e *Engine) announceRunning(ctx context.Context, parts []*partition) bool {
 	if e.handover == nil {
 		return false
 	}
+	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
+	defer cancel()
+	select {
+	case e.announcing <- struct{}{}:
+		defer func() { <-e.announcing }()
+	case <-ctx.Done():
+		e.metrics.handoverFailures.Inc()
+		return false
+	}
 	e.mu.Lock()
 	running := make(map[int32][]turnName)
 	n := 0
@@ -60,8 +70,6 @@ func (e *Engine) announceRunning(ctx context.Context, parts []*partition) bool {
 	if n == 0 {
 		return true
 	}
-	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
-	defer cancel()
 	if err := e.handover.announce(ctx, running); err != nil {
 		e.metrics.handoverFailures.Inc()
 		e.log.Warn().Err(err).Int("turns", n).Msg("cannot announce running turns; those that do not finish in time are canceled and run anew elsewhere")
@@ -227,15 +235,38 @@ func (e *Engine) withdrawEnded(ctx context.Context) {
 	}
 	for i, key := range todo {
 		e.pulses.handover.still()
-		call, cancel := context.WithTimeout(ctx, handoverTimeout)
-		err := e.handover.withdraw(call, key.partition, key.turn)
-		cancel()
-		if err != nil {
+		if err := e.withdrawOne(ctx, key); err != nil {
 			e.metrics.handoverFailures.Inc()
 			e.putOff(todo[i:])
 			return
 		}
 	}
+}
+
+// withdrawOne takes an announcement back, unless it is that of another turn by
+// now: a turn that was announced ends here after its partition has come back, the
+// next one of its conversation starts, and is announced in its turn when the
+// partition leaves again. Between that and this call nothing may be announced.
+func (e *Engine) withdrawOne(ctx context.Context, key holdKey) error {
+	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
+	defer cancel()
+	select {
+	case e.announcing <- struct{}{}:
+		defer func() { <-e.announcing }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	e.mu.Lock()
+	again := false
+	if conversation, keyed := strings.CutPrefix(string(key.turn), "c:"); keyed {
+		l := e.lanes[laneKey{partition: key.partition, conversation: conversation}]
+		again = l != nil && l.running && l.current.part.handedOver
+	}
+	e.mu.Unlock()
+	if again {
+		return nil // its own end withdraws it
+	}
+	return e.handover.withdraw(ctx, key.partition, key.turn)
 }
 
 func (e *Engine) putOff(withdrawals []holdKey) {

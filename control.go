@@ -62,20 +62,40 @@ func IsPermanent(err error) bool {
 	return errors.As(err, &p)
 }
 
+// The dependencies that no turn can do without, as [UnavailableError] names them.
+const (
+	Kafka    = "kafka"
+	Postgres = "postgres"
+	Redis    = "redis"
+)
+
 // UnavailableError marks an error that is a dependency's outage, not the task's
 // fault.
 type UnavailableError struct {
+	// Dependency names what is out: [Kafka], [Postgres], [Redis], or whatever else
+	// turns call, such as "llm/openai". Empty: nobody knows.
+	Dependency string
 	// Err is the cause.
 	Err error
 }
 
 // Unavailable returns an error that makes the worker try again later without
 // counting an attempt. A nil err gives nil.
-func Unavailable(err error) error {
+func Unavailable(err error) error { return UnavailableDependency("", err) }
+
+// UnavailableDependency is [Unavailable] for a dependency that can be named. After
+// a few such failures in a row the worker holds all tasks of the same type, lets
+// one at a time through to see whether the dependency answers again, and goes on
+// with tasks of other types meanwhile.
+//
+// Whoever names a dependency calls [Turn.Reached] when it has answered. Only then
+// can a task that fails while others get through be told from an outage: its
+// failures count as attempts.
+func UnavailableDependency(dependency string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return &UnavailableError{Err: err}
+	return &UnavailableError{Dependency: dependency, Err: err}
 }
 
 func (e *UnavailableError) Error() string { return e.Err.Error() }
@@ -87,4 +107,17 @@ func (e *UnavailableError) Unwrap() error { return e.Err }
 func IsUnavailable(err error) bool {
 	var u *UnavailableError
 	return errors.As(err, &u)
+}
+
+// DependencyOf returns the dependency whose outage err is, or anything that it
+// wraps. Empty: it is none, or not named.
+func DependencyOf(err error) string {
+	var u *UnavailableError
+	for errors.As(err, &u) {
+		if u.Dependency != "" {
+			return u.Dependency
+		}
+		err = u.Err
+	}
+	return ""
 }

@@ -27,6 +27,14 @@ type TurnConfig struct {
 	History HistoryReader
 	// Journal keeps the outcome of steps. Nil: steps run anew at every attempt.
 	Journal Journal
+	// Dependencies is told which dependencies have answered. Nil: nobody is.
+	Dependencies Dependencies
+}
+
+// Dependencies keeps account of what turns call.
+type Dependencies interface {
+	// Reached says that a dependency has answered a turn of a task.
+	Reached(task *Task, dependency string)
 }
 
 // Turn is one run of a handler for a task against its conversation. It collects
@@ -38,11 +46,13 @@ type Turn struct {
 	attempt int
 	history HistoryReader
 	journal Journal
+	deps    Dependencies
 
 	mu        sync.Mutex
 	effects   Effects
 	stepNames map[string]int
 	journaled bool
+	outage    error
 }
 
 // NewTurn returns a turn that has collected nothing yet.
@@ -53,7 +63,38 @@ func NewTurn(cfg TurnConfig) *Turn {
 		attempt: max(cfg.Attempt, 1),
 		history: cfg.History,
 		journal: cfg.Journal,
+		deps:    cfg.Dependencies,
 	}
+}
+
+// Reached says that a dependency has answered this turn, whatever its answer was:
+// it is not out. See [UnavailableDependency].
+func (t *Turn) Reached(dependency string) {
+	t.mu.Lock()
+	if DependencyOf(t.outage) == dependency {
+		t.outage = nil
+	}
+	t.mu.Unlock()
+	if t.deps != nil {
+		t.deps.Reached(&t.task, dependency)
+	}
+}
+
+// Unreached keeps an outage ([UnavailableDependency]) that the turn has run into.
+// It is for calls that are made on behalf of a handler in another process, which
+// can only say that it has failed.
+func (t *Turn) Unreached(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.outage = err
+}
+
+// Outage returns what [Turn.Unreached] was told last, if the dependency has not
+// answered since.
+func (t *Turn) Outage() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.outage
 }
 
 // Task returns the task. Its payload and attributes are shared: do not change

@@ -223,6 +223,9 @@ func (e *Engine) takeAway(revoked map[string][]int32) []*partition {
 		for _, p := range numbers[l.key.partition] {
 			for _, it := range l.dropPartition(p) {
 				e.waiting[it.priority] -= it.size
+				if it.probing {
+					e.breakers.undecided(it)
+				}
 				dropped++
 			}
 		}

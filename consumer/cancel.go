@@ -95,7 +95,7 @@ func (e *Engine) hear(cancels []millrace.Cancel) {
 			if l == nil || l.running {
 				continue
 			}
-			if it := l.head(); it != nil && it.task.Key() == c.Key && it.notBefore.After(now) {
+			if it := l.head(); it != nil && it.task.Key() == c.Key && (it.notBefore.After(now) || l.parked != nil) {
 				it.notBefore = now
 				e.makeReady(l, now)
 			}

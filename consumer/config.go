@@ -66,6 +66,10 @@ type Config struct {
 	Redis redis.UniversalClient
 	// KeyPrefix stands before every Redis key. Default "millrace:".
 	KeyPrefix string
+	// Dependencies are asked once in a while, and while one of them is out no turn
+	// starts. Kafka is always one of them. Default none: an outage is what a turn
+	// runs into.
+	Dependencies []Dependency
 	// Slots is how many turns run at once. Default 100.
 	Slots int
 	// Reserved keeps slots free for a priority. Together at most Slots.
@@ -153,6 +157,9 @@ func (c *Config) validate() error {
 	require(c.IntakeBytes >= 0, "IntakeBytes %d: want 1 or more", c.IntakeBytes)
 	require(c.IntakeOffsets >= 0, "IntakeOffsets %d: want 1 or more", c.IntakeOffsets)
 	require(c.RevokeGrace >= 0 && c.RevokeGrace < 2*time.Second, "RevokeGrace %s: want less than 2s", c.RevokeGrace)
+	for i, d := range c.Dependencies {
+		require(d.Name != "" && d.Name != millrace.Kafka && d.Check != nil, "Dependencies[%d] %q: want a name, other than %q, and a check", i, d.Name, millrace.Kafka)
+	}
 	seen := make(map[millrace.Priority]bool)
 	for _, p := range c.Priorities {
 		if err := p.Validate(); err != nil {

@@ -9,6 +9,11 @@
 // its successor begins at or before the first unfinished task. What had already
 // been committed to the store is recognised there and not run again.
 //
+// While a dependency that no turn can do without is out ([Config.Dependencies],
+// and Kafka), no turn starts. One that only some turns call holds the lanes whose
+// next task is of a type that was seen to call it. Either way one probe at a time
+// finds out when it is back, and no attempt is counted.
+//
 // A higher priority overtakes what waits of a lower one in its conversation, but
 // never a task that has journaled a step: what such a task has paid for belongs to
 // the conversation's version that it began on. While it backs off, or waits for a

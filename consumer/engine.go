@@ -28,6 +28,12 @@ type Engine struct {
 	schedule *schedule
 	cache    cache
 	draining bool
+	// dependencies are those that the engine asks for itself, out how many of
+	// them are so that no turn starts. The list itself does not change.
+	dependencies    []*watched
+	kafka, postgres *watched
+	out             int
+	breakers        breakers
 	// waking says that a slot has been woken and has not looked for a lane yet.
 	waking  bool
 	waiting []int64 // bytes of items in lanes and slots, by priority
@@ -128,6 +134,7 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e.cache.bound = cfg.CacheBytes
 	e.pulses.init()
+	e.initDependencies()
 	e.schedule = newSchedule(cfg.Slots, reserved, cfg.AgingAfter)
 	return e, nil
 }
@@ -159,6 +166,10 @@ func (e *Engine) Run(ctx context.Context) error {
 	if e.handover != nil {
 		background.Go(func() { e.handoverLoop(work) })
 		background.Go(func() { e.leaseLoop(work) })
+	}
+	e.kafka.Check = cl.Ping
+	for _, w := range e.dependencies {
+		background.Go(func() { e.watch(work, w) })
 	}
 
 	<-ctx.Done()
@@ -261,6 +272,9 @@ func (e *Engine) pollLoop(ctx context.Context, cl *kgo.Client) {
 				}
 				e.noteFetchError(topic, partition, err)
 			})
+			if !fetches.Empty() {
+				e.kafka.hear()
+			}
 			e.accept(fetches)
 		})
 	}
@@ -373,6 +387,7 @@ func (e *Engine) makeReady(l *lane, now time.Time) {
 	if l.running || e.draining {
 		return
 	}
+	l.unpark()
 	if l.timer != nil {
 		l.timer.Stop()
 		l.timer = nil
@@ -387,15 +402,14 @@ func (e *Engine) makeReady(l *lane, now time.Time) {
 		e.schedule.remove(l)
 		return
 	}
+	if br := e.breakers.holding(it, now); br != nil {
+		e.schedule.remove(l)
+		e.breakers.park(br, l, it, now)
+		return
+	}
 	if wait := it.notBefore.Sub(now); wait > 0 {
 		e.schedule.remove(l)
-		l.timer = time.AfterFunc(wait, func() {
-			e.mu.Lock()
-			defer e.mu.Unlock()
-			now := time.Now()
-			e.makeReady(l, now)
-			e.dispatch()
-		})
+		e.wake(l, wait)
 		return
 	}
 	if it.deaths != "" && it.deaths.count() >= sharedDeaths {
@@ -406,12 +420,23 @@ func (e *Engine) makeReady(l *lane, now time.Time) {
 	e.schedule.enqueue(l, it.priority, now)
 }
 
+// wake looks at a lane again after a while.
+func (e *Engine) wake(l *lane, wait time.Duration) {
+	l.timer = time.AfterFunc(wait, func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		now := time.Now()
+		e.makeReady(l, now)
+		e.dispatch()
+	})
+}
+
 // dispatch wakes a slot if there is a lane for one. That slot wakes the next
 // before it runs its turn: slots are filled one after the other, and turns that
 // end at once are run by few of them, which keeps the others from fighting over
 // the mutex.
 func (e *Engine) dispatch() {
-	if e.waking || e.draining || !e.mayStart() {
+	if e.waking || e.draining || e.out > 0 || !e.mayStart() {
 		return
 	}
 	e.waking = true
@@ -445,7 +470,7 @@ func (e *Engine) runTurns(l *lane, it *item, now time.Time) {
 // next takes the next item that may have a slot, books it as running, and wakes
 // another slot if there is more to run.
 func (e *Engine) next(now time.Time) (*lane, *item) {
-	if e.draining {
+	if e.draining || e.out > 0 {
 		return nil, nil
 	}
 	l, alone, others := e.nextAlone(now)
@@ -488,6 +513,9 @@ func (e *Engine) finish(l *lane, it *item, v verdict, now time.Time) (*lane, *it
 	if part.idle != nil && part.running == 0 {
 		close(part.idle) // once: no turn of a partition starts after it was taken away
 	}
+	if it.probing {
+		e.breakers.undecided(it)
+	}
 	switch {
 	case v.kind == finished:
 		// Of a partition that is being revoked as well: its last commit is still to
@@ -529,6 +557,7 @@ func (e *Engine) startNoMore() {
 	defer e.mu.Unlock()
 	e.draining = true
 	e.unmarkAll()
+	e.breakers.stop()
 	for _, l := range e.lanes {
 		if l.timer != nil {
 			l.timer.Stop()
@@ -565,18 +594,4 @@ func (e *Engine) awaitSlots() {
 	case <-limit.C:
 		e.log.Error().Msg("a handler ignores its context; leaving without it")
 	}
-}
-
-// Check reports whether the worker takes tasks: it has joined its group and has
-// not been told to stop.
-func (e *Engine) Check(context.Context) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.draining {
-		return errors.New("draining: no more turns start here")
-	}
-	if !e.joined.Load() {
-		return errors.New("not a member of the consumer group yet")
-	}
-	return nil
 }

@@ -40,6 +40,10 @@ type item struct {
 	rumoured bool
 	// endedBy is why its turn is to end, if it is. It is set once.
 	endedBy atomic.Pointer[error]
+	// failedUnder is the breaker that counted its last failure; probing says that a
+	// breaker has let it through to see whether its dependency answers.
+	failedUnder *breaker
+	probing     bool
 	// givenUp is set once the task is to become a dead letter.
 	givenUp *millrace.DeadLetter
 	// recorded says that Redis may hold a past of the task, recall that it is to be
@@ -126,6 +130,8 @@ type lane struct {
 	run    laneRun
 	// suspected says that the lane waits to run alone.
 	suspected bool
+	// parked is the breaker that the lane waits for.
+	parked *breaker
 }
 
 // queuedLane says where a lane waits for a slot: between which others of a

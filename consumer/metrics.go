@@ -24,6 +24,10 @@ type metrics struct {
 	paused       prometheus.Gauge
 	stuckTurns   prometheus.Gauge
 
+	breakerOpen   *prometheus.GaugeVec
+	breakerOpened *prometheus.CounterVec
+	breakerProbes *prometheus.CounterVec
+
 	handedOver       prometheus.Counter
 	handoverFailures prometheus.Counter
 	holds            prometheus.Gauge
@@ -77,6 +81,17 @@ func newMetrics(reg prometheus.Registerer, priorities []millrace.Priority) *metr
 		paused:       gauge("paused_partitions", "Partitions not read because intake is at its bound."),
 		stuckTurns:   gauge("stuck_turns", "Turns whose handler goes on although its context has ended."),
 
+		breakerOpen: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "millrace_consumer_breaker_open",
+			Help: "Whether a dependency is out; of one that only some turns call, the task types that wait for it.",
+		}, []string{"dependency"}),
+		breakerOpened: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "millrace_consumer_breaker_opened_total", Help: "How often a dependency was found to be out.",
+		}, []string{"dependency"}),
+		breakerProbes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "millrace_consumer_breaker_probes_total", Help: "Tries of a dependency that is out, by what came of them: answered, failed.",
+		}, []string{"dependency", "outcome"}),
+
 		handedOver:       counter("handed_over_turns_total", "Turns that went on after their partition was given up, announced to its next owner."),
 		handoverFailures: counter("handover_failures_total", "Announcements of running turns that Redis did not take or give."),
 		holds:            gauge("holds", "Conversations that wait for an earlier owner's turn."),
@@ -103,7 +118,7 @@ func newMetrics(reg prometheus.Registerer, priorities []millrace.Priority) *metr
 		})
 	}
 	if reg != nil {
-		reg.MustRegister(m.turns, m.deadLetters, m.queueWait, m.turnSeconds, m.redeliveries, m.rebalances, m.lost,
+		reg.MustRegister(m.breakerOpen, m.breakerOpened, m.breakerProbes, m.turns, m.deadLetters, m.queueWait, m.turnSeconds, m.redeliveries, m.rebalances, m.lost,
 			m.secondRuns, m.leases, m.parked, m.leaseless, m.leasesLost, m.leaseFailures, m.handedOver, m.handoverFailures, m.holds, m.holdSeconds, m.deaths, m.suspects, m.aloneTurns,
 			m.fetchErrors, m.busySlots, m.lanes, m.waitingBytes, m.partitions, m.paused, m.stuckTurns)
 	}

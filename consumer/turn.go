@@ -89,7 +89,7 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item, started time.Ti
 	prio := string(it.task.Priority)
 	turn := millrace.NewTurn(millrace.TurnConfig{
 		Task: it.task, Conversation: *l.conv, Attempt: it.attempts + 1,
-		History: e.cfg.History, Journal: e.cfg.Journal,
+		History: e.cfg.History, Journal: e.cfg.Journal, Dependencies: &e.breakers,
 	})
 	if it.attempts == 0 && it.outages == 0 && !it.task.Time.IsZero() {
 		e.metrics.byPriority[it.priority].queueWait.Observe(started.Sub(it.task.Time).Seconds())
@@ -114,6 +114,9 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item, started time.Ti
 	case errors.Is(endedBy, millrace.ErrCancelled):
 		return e.cancelledTurn(it)
 	case err == nil:
+		if it.probing {
+			e.breakers.passed(it)
+		}
 		return e.commit(ctx, l, it, millrace.Completion{
 			Task: it.task, Status: millrace.StatusCompleted, Base: *l.conv, Attempts: it.attempts + 1,
 			Effects: turn.Effects(), StartedAt: started, FinishedAt: finishedAt,
@@ -121,7 +124,7 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item, started time.Ti
 	case millrace.IsUnavailable(err) && (!timedOut || !errors.Is(err, context.DeadlineExceeded)):
 		// A dependency that fails because the turn's own time is up is not out: such a
 		// turn would come back for ever.
-		return e.outage(ctx, it, err)
+		return e.unavailable(ctx, l, it, err, stack)
 	}
 	return e.failed(ctx, l, it, err, stack)
 }
@@ -213,23 +216,6 @@ func fullJitter(low, high time.Duration, attempt int) time.Duration {
 	return rand.N(min(limit, high)) + 1 //nolint:gosec // spreads retries, guards nothing
 }
 
-// outage holds the lane for a while without counting an attempt.
-func (e *Engine) outage(ctx context.Context, it *item, err error) verdict {
-	if ctx.Err() != nil {
-		return verdict{kind: dropped}
-	}
-	it.outages++
-	it.lastError = err
-	e.metrics.turns.WithLabelValues(string(it.task.Priority), "outage").Inc()
-	delay := fullJitter(200*time.Millisecond, 5*time.Second, it.outages)
-	// An outage ends the turns of all lanes again and again.
-	if heldBack, ok := e.outages.allow(time.Now()); ok {
-		e.log.Warn().Err(err).Str("task", it.task.ID).Dur("retry_in", delay).Int("not_logged", heldBack).
-			Msg("a dependency is out; no attempt is counted")
-	}
-	return verdict{kind: retry, delay: delay}
-}
-
 // giveUp makes the task a dead letter. Its handler does not run again, even
 // when an outage puts the commit off.
 func (e *Engine) giveUp(ctx context.Context, l *lane, it *item, reason, detail, stack string) verdict {
@@ -268,6 +254,9 @@ func (e *Engine) commit(ctx context.Context, l *lane, it *item, c millrace.Compl
 		}
 		it.attempts++
 		return e.giveUp(ctx, l, it, millrace.ReasonEffectsRefused, err.Error(), "")
+	}
+	if !c.Effects.Empty() { // others may not have gone as far as PostgreSQL
+		e.postgres.hear()
 	}
 	prio := string(it.task.Priority)
 	switch outcome {

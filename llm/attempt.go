@@ -22,6 +22,7 @@ const leaseMargin = 10 * time.Second
 // Succeed and Fail, exactly once.
 type Attempt struct {
 	client *Client
+	turn   *millrace.Turn
 	target Target
 	key    estimateKey
 	grant  *ratelimit.Grant
@@ -80,11 +81,12 @@ func (c *Client) Begin(ctx context.Context, turn *millrace.Turn, t Target, reque
 	}
 	ctx, span := otel.Tracer("millrace/llm").Start(ctx, "chat "+t.Model, attributes...)
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	return ctx, &Attempt{client: c, target: t, key: key, grant: grant, span: span, cancel: cancel, start: time.Now()}, nil
+	return ctx, &Attempt{client: c, turn: turn, target: t, key: key, grant: grant, span: span, cancel: cancel, start: time.Now()}, nil
 }
 
 // Succeed ends the call with an answer and returns the usage that it counts as.
 func (a *Attempt) Succeed(ctx context.Context, answer Answer) millrace.Usage {
+	a.turn.Reached(a.target.Provider.dependency())
 	usage := millrace.Usage{Calls: 1, InputTokens: answer.InputTokens, OutputTokens: answer.OutputTokens}
 	if answer.Unmeasured {
 		a.settled(a.grant.Release(ctx))
@@ -108,15 +110,25 @@ func (a *Attempt) Succeed(ctx context.Context, answer Answer) millrace.Usage {
 
 // Fail ends the call with an error, freezes the account's model if it was
 // refused, and returns the error as a handler should return it: permanent when no
-// retry helps, with a delay when the provider asks for one.
+// retry helps, with a delay when the provider asks for one, an outage of the
+// provider ([millrace.UnavailableDependency]) when it cannot be connected to or
+// answers that the fault is its own (5xx). A call that was sent and got no answer
+// is none: it may have been paid for, so there is an end to repeating it.
 func (a *Attempt) Fail(ctx context.Context, err error) error {
 	var refusal *ProviderError
 	if !errors.As(err, &refusal) {
 		// Nobody knows whether the provider worked on it: what was reserved counts.
 		a.settled(a.grant.Release(ctx))
+		sent := ctx.Err() != nil || !dialFailed(err)
 		err = a.target.Provider.scrub(err)
+		if !sent {
+			err = millrace.UnavailableDependency(a.target.Provider.dependency(), err)
+		}
 		a.end(err)
 		return err
+	}
+	if refusal.Status < http.StatusInternalServerError {
+		a.turn.Reached(a.target.Provider.dependency())
 	}
 	switch {
 	case refusal.Status == http.StatusTooManyRequests:
@@ -134,6 +146,9 @@ func (a *Attempt) Fail(ctx context.Context, err error) error {
 		err = millrace.Permanent(err)
 	default:
 		a.settled(a.grant.Release(ctx))
+		if refusal.Status >= http.StatusInternalServerError {
+			err = millrace.UnavailableDependency(a.target.Provider.dependency(), err)
+		}
 		if refusal.RetryAfter > 0 {
 			err = millrace.RetryAfter(refusal.RetryAfter, err)
 		}

@@ -244,9 +244,25 @@ func TestErrorsSayWhatARetryIsGoodFor(t *testing.T) {
 		for _, model := range models {
 			t.Run(name+" from "+model, func(t *testing.T) {
 				client := newClient(t, newRecorder(t), c.answer)
-				_, err := client.Chat(t.Context(), newTurn(nil), ask(model, "q"))
+				var answered reached
+				turn := millrace.NewTurn(millrace.TurnConfig{Task: millrace.Task{ID: "t1", Type: "chat"}, Dependencies: &answered})
+				_, err := client.Chat(t.Context(), turn, ask(model, "q"))
 				if err == nil || !strings.Contains(err.Error(), c.want) {
 					t.Fatalf("got %v, want %q in it", err, c.want)
+				}
+				dependency := "llm/" + strings.Split(model, "/")[0]
+				wantOutage, wantReached := dependency, ""
+				if !strings.HasPrefix(name, "5") {
+					wantOutage = ""
+				}
+				if strings.HasPrefix(name, "4") {
+					wantReached = dependency
+				}
+				if got := millrace.DependencyOf(err); got != wantOutage {
+					t.Errorf("outage of %q, want %q", got, wantOutage)
+				}
+				if !strings.HasPrefix(name, "redirect") && string(answered) != wantReached {
+					t.Errorf("reached %q, want %q", answered, wantReached)
 				}
 				if strings.Contains(fmt.Sprintf("%v %+v", err, err), testKey) {
 					t.Errorf("error %v contains the key", err)
@@ -259,6 +275,42 @@ func TestErrorsSayWhatARetryIsGoodFor(t *testing.T) {
 					t.Errorf("got %v, want a delay of %s", err, c.delay)
 				}
 			})
+		}
+	}
+}
+
+// reached is the dependency that has answered.
+type reached string
+
+func (r *reached) Reached(_ *millrace.Task, dependency string) { *r = reached(dependency) }
+
+func TestProviderThatCannotBeConnectedToIsOutAndOneThatAnswersIsNot(t *testing.T) {
+	for _, model := range models {
+		dependency := "llm/" + strings.Split(model, "/")[0]
+		var answered reached
+		turn := millrace.NewTurn(millrace.TurnConfig{Task: millrace.Task{ID: "t1", Type: "chat"}, Dependencies: &answered})
+		c := newClient(t, newRecorder(t), newSim(t, sim.Config{}).Handler())
+		if _, err := c.Chat(t.Context(), turn, ask(model, "q")); err != nil || string(answered) != dependency {
+			t.Errorf("%s: %v, reached %q", model, err, answered)
+		}
+		answered = ""
+		gone := httptest.NewServer(http.NotFoundHandler())
+		p := providers(t, http.NotFoundHandler())
+		for i := range p {
+			p[i].BaseURL = gone.URL
+		}
+		gone.Close()
+		c, err := New(Config{Providers: p, Limiter: newRecorder(t)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Chat(t.Context(), turn, ask(model, "q")); millrace.DependencyOf(err) != dependency || answered != "" {
+			t.Errorf("%s: %v, outage of %q, reached %q", model, err, millrace.DependencyOf(err), answered)
+		}
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := c.Chat(ended, turn, ask(model, "q")); millrace.IsUnavailable(err) {
+			t.Errorf("%s: a turn that is over takes its provider for out: %v", model, err)
 		}
 	}
 }

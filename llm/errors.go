@@ -3,6 +3,7 @@ package llm
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -97,4 +98,10 @@ func (e *ProviderError) retryable() bool {
 		return true
 	}
 	return e.Status >= 500 || e.Status < 400
+}
+
+// dialFailed reports whether no connection could be made: nothing was sent.
+func dialFailed(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
 }

@@ -48,6 +48,9 @@ func (p *Provider) connect() {
 // Name is the account's name.
 func (p *Provider) Name() string { return p.name }
 
+// dependency is what an outage of the provider is called.
+func (p *Provider) dependency() string { return "llm/" + p.name }
+
 // Kind is the API that the provider speaks.
 func (p *Provider) Kind() Kind { return p.kind }
 

@@ -58,7 +58,7 @@ func (l *Limiter) Acquire(ctx context.Context, r Request) (*Grant, error) {
 	if err != nil {
 		l.metrics.failed(&r, err)
 		if errors.Is(err, ErrUnavailable) {
-			err = millrace.Unavailable(err)
+			err = millrace.UnavailableDependency(millrace.Redis, err)
 		}
 		return nil, fmt.Errorf("acquire from account %q, model %q: %w", r.Account, r.Model, err)
 	}

@@ -25,7 +25,7 @@ func classify(err error) error {
 	if err == nil || refused(err) {
 		return err
 	}
-	return millrace.Unavailable(err)
+	return millrace.UnavailableDependency(millrace.Postgres, err)
 }
 
 func refused(err error) bool {

@@ -78,7 +78,7 @@ func (s *Store) openBatch(ctx context.Context, batch []*pendingOpen) {
 	found, err := s.hot.open(ctx, tasks)
 	if err != nil && !s.cfg.RunDegraded {
 		for _, p := range batch {
-			p.done <- openResult{err: millrace.Unavailable(fmt.Errorf("open conversation: %w", err))}
+			p.done <- openResult{err: millrace.UnavailableDependency(millrace.Redis, fmt.Errorf("open conversation: %w", err))}
 		}
 		return
 	}

@@ -134,10 +134,14 @@ func (s *Store) Run(ctx context.Context) error {
 	return nil
 }
 
-// Check reports whether PostgreSQL answers.
+// Check reports whether PostgreSQL answers and takes writes: a standby does not.
 func (s *Store) Check(ctx context.Context) error {
-	if err := s.cfg.Pool.Ping(ctx); err != nil {
+	var readOnly string
+	if err := s.cfg.Pool.QueryRow(ctx, "SHOW transaction_read_only").Scan(&readOnly); err != nil {
 		return fmt.Errorf("PostgreSQL: %w", err)
+	}
+	if readOnly == "on" {
+		return errors.New("PostgreSQL: takes no writes (transaction_read_only is on: a standby?)")
 	}
 	return nil
 }

@@ -89,17 +89,17 @@ func (w *Worker) open(ctx context.Context, p *Process, handler millrace.Handler)
 		Slots: s.Slots, Reserved: s.Reserved, MaxAttempts: s.MaxAttempts,
 		RetryMin: s.RetryMin, RetryMax: s.RetryMax, TurnTimeout: s.HandlerTimeout, TypeTimeouts: s.TypeTimeouts,
 		StuckAfter: s.StuckAfter, StuckLimit: s.StuckLimit, DrainTimeout: s.DrainTimeout,
+		Dependencies: []consumer.Dependency{
+			{Name: millrace.Postgres, Check: w.store.Check},
+			{Name: millrace.Redis, Check: w.store.CheckRedis, Optional: s.RedisDegraded == "run"},
+		},
 		InstanceID: s.WorkerName, Logger: &p.Log, Metrics: p.Metrics,
 	})
 	if err != nil {
 		return err
 	}
 	p.Health.Live("engine", w.engine.Live)
-	p.Health.Ready("consumer group", w.engine.Check)
-	p.Health.Ready("postgres", w.store.Check)
-	if s.RedisDegraded != "run" {
-		p.Health.Ready("redis", w.store.CheckRedis)
-	}
+	p.Health.Ready("engine", w.engine.Check)
 	return nil
 }
 

@@ -200,8 +200,37 @@ func TestHTTPCountsNoAttemptWhenTheHandlerIsNotThere(t *testing.T) {
 	server.Close()
 	h := handler.NewHTTP(server.URL, nil)
 	defer h.Close()
-	if err := h.Handle(t.Context(), turnWith("x")); !millrace.IsUnavailable(err) {
-		t.Errorf("refused connection: %v, want an outage", err)
+	if err := h.Handle(t.Context(), turnWith("x")); millrace.DependencyOf(err) != handler.Dependency {
+		t.Errorf("refused connection: %v, want an outage of the handler", err)
+	}
+}
+
+func TestHTTPCountsNoAttemptWhenTheHandlersCallHasFoundAProviderOut(t *testing.T) {
+	var status int
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }))
+	defer server.Close()
+	h := handler.NewHTTP(server.URL, nil)
+	defer h.Close()
+	out := millrace.UnavailableDependency("llm/p", errors.New("status 503"))
+	for _, tt := range []struct {
+		name   string
+		status int
+		calls  func(*millrace.Turn)
+		outage bool
+	}{
+		{"no call", 502, func(*millrace.Turn) {}, false},
+		{"provider out", 502, func(turn *millrace.Turn) { turn.Unreached(out) }, true},
+		{"it answered again", 502, func(turn *millrace.Turn) { turn.Unreached(out); turn.Reached("llm/p") }, false},
+		{"another one answered", 502, func(turn *millrace.Turn) { turn.Unreached(out); turn.Reached("llm/q") }, true},
+		{"no reason to try again", 400, func(turn *millrace.Turn) { turn.Unreached(out) }, false},
+	} {
+		turn := turnWith("x")
+		tt.calls(turn)
+		status = tt.status
+		err := h.Handle(t.Context(), turn)
+		if err == nil || millrace.IsUnavailable(err) != tt.outage || tt.outage != (millrace.DependencyOf(err) == "llm/p") {
+			t.Errorf("%s: %v, outage of %q", tt.name, err, millrace.DependencyOf(err))
+		}
 	}
 }
 

@@ -24,6 +24,9 @@ import (
 // LLM proxy, which charges its calls to the turn.
 const TurnHeader = "Millrace-Turn"
 
+// Dependency is what an outage of the handler's address is called.
+const Dependency = "handler"
+
 // maxAnswer bounds what a handler may answer.
 const maxAnswer = 8 << 20
 
@@ -103,8 +106,9 @@ type turnAnswer struct {
 }
 
 // Handle implements [millrace.Handler]. A 2xx answer carries the effects; 409,
-// 429 and 5xx are tried again, after Retry-After if there is one; any other
-// answer is permanent.
+// 429 and 5xx are tried again, after Retry-After if there is one, and without
+// counting an attempt when the LLM proxy has just told the handler that a provider
+// is out; any other answer is permanent.
 func (h *HTTP) Handle(ctx context.Context, turn *millrace.Turn) error {
 	body, err := encodeTurn(ctx, turn)
 	if err != nil {
@@ -129,17 +133,18 @@ func (h *HTTP) Handle(ctx context.Context, turn *millrace.Turn) error {
 		// A handler that is being restarted has not seen the turn: no attempt of it.
 		var dial *net.OpError
 		if errors.As(err, &dial) && dial.Op == "dial" {
-			return millrace.Unavailable(err)
+			return millrace.UnavailableDependency(Dependency, err)
 		}
 		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
+	turn.Reached(Dependency)
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return fmt.Errorf("read answer of %s: %w", h.url, err)
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		return refusal(resp, answer)
+		return refusal(turn, resp, answer)
 	}
 	if len(answer) > maxAnswer {
 		return millrace.Permanent(fmt.Errorf("the answer of %s exceeds %d bytes", h.url, maxAnswer))
@@ -178,11 +183,14 @@ func encodeTurn(ctx context.Context, turn *millrace.Turn) ([]byte, error) {
 	return body, nil
 }
 
-func refusal(resp *http.Response, body []byte) error {
+func refusal(turn *millrace.Turn, resp *http.Response, body []byte) error {
 	excerpt := strings.ToValidUTF8(string(body[:min(len(body), 500)]), "\uFFFD")
 	err := fmt.Errorf("handler answered %s: %s", resp.Status, strings.TrimSpace(excerpt))
 	switch code := resp.StatusCode; {
 	case code == http.StatusConflict, code == http.StatusTooManyRequests, code >= 500:
+		if outage := turn.Outage(); outage != nil {
+			err = millrace.UnavailableDependency(millrace.DependencyOf(outage), fmt.Errorf("%w, after %w", err, outage))
+		}
 		if delay := llm.RetryAfter(resp.Header, time.Now()); delay > 0 {
 			return millrace.RetryAfter(delay, err)
 		}

@@ -68,13 +68,22 @@ func (o *output) writeChunk(chunk []byte) error {
 func (p *Proxy) call(ctx context.Context, c *call, out *output) (millrace.StepResult, error) {
 	callCtx, attempt, err := p.client.Begin(ctx, c.turn, c.target, len(c.upstream), c.maxTokens)
 	if err != nil {
-		return millrace.StepResult{}, err
+		return millrace.StepResult{}, c.noteOutage(err)
 	}
 	body, answer, err := c.send(callCtx, out)
 	if err != nil {
-		return millrace.StepResult{}, attempt.Fail(ctx, err)
+		return millrace.StepResult{}, c.noteOutage(attempt.Fail(ctx, err))
 	}
 	return millrace.StepResult{Output: body, Usage: attempt.Succeed(ctx, answer)}, nil
+}
+
+// noteOutage keeps an outage in the turn, whose handler can only say that it has
+// failed.
+func (c *call) noteOutage(err error) error {
+	if millrace.DependencyOf(err) != "" {
+		c.turn.Unreached(err)
+	}
+	return err
 }
 
 func (c *call) send(ctx context.Context, out *output) ([]byte, llm.Answer, error) {

@@ -42,3 +42,32 @@ func TestSmallRunOfTheEngine(t *testing.T) {
 		}
 	}
 }
+
+func TestSmallRunOfTheOutbox(t *testing.T) {
+	s, err := settings.Load([]string{
+		"MILLRACE_KAFKA_BROKERS=" + testenv.Kafka(t)[0],
+		"MILLRACE_REDIS_URL=" + testenv.Redis(t),
+		"MILLRACE_POSTGRES_URL=" + testenv.Postgres(t),
+	}, settings.RoleWorker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	figures := make(map[string]float64)
+	err = bench.Outbox(t.Context(), bench.OutboxConfig{
+		Env: bench.Env{
+			Settings: s, Progress: os.Stderr, Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel),
+		},
+		Records: 20_000, Window: time.Second, PinXmin: 3 * time.Second,
+	}, func(r bench.Result) error {
+		figures[r.Name] = r.Value
+		return r.WriteJSON(os.Stderr)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"outbox.rate", "outbox.latency.p99", "outbox.latency.at-least-once.p99", "outbox.pin"} {
+		if figures[name] <= 0 {
+			t.Errorf("%s: %v, want a figure", name, figures[name])
+		}
+	}
+}

@@ -27,7 +27,7 @@ Prints a table, or with --json one object a line:
 within its bound.`,
 		Args: cobra.NoArgs,
 	}
-	cmd.AddCommand(benchEngineCommand(c), benchCommitCommand(c))
+	cmd.AddCommand(benchEngineCommand(c), benchCommitCommand(c), benchOutboxCommand(c))
 	return cmd
 }
 
@@ -123,6 +123,44 @@ Needs Kafka, Redis, and a PostgreSQL user who may create databases.`,
 	flags.IntVar(&cfg.Records, "records", 200_000, "tasks that turns runs")
 	flags.IntVar(&cfg.Slots, "slots", 1000, "turns at once in turns")
 	flags.IntVar(&cfg.Opens, "opens", 2000, "how often open and history open a conversation")
+	return cmd
+}
+
+func benchOutboxCommand(c *cli) *cobra.Command {
+	var (
+		common benchFlags
+		cfg    bench.OutboxConfig
+	)
+	cmd := &cobra.Command{
+		Use:   "outbox",
+		Short: "Measure how fast events get from PostgreSQL to Kafka",
+		Long: `Measures the relay: how fast an outbox that is full is published, read by a
+read_committed reader that checks that each event came once and in the order of
+its key (rate), how long it takes from an event's commit until that reader has it
+at 2,000 a second, with transactions and without (latency), and with --pin-xmin how
+the rate holds while transactions keep deleted rows from being removed (pin).
+
+Needs Kafka and a PostgreSQL user who may create databases.`,
+		Example: `  millrace bench outbox
+  millrace bench outbox --only pin --pin-xmin 10m --json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cfg.Validate(); err != nil {
+				return usageError{err}
+			}
+			return c.bench(cmd.Context(), &common, func(ctx context.Context, env bench.Env, report func(bench.Result) error) error {
+				cfg.Env = env
+				return bench.Outbox(ctx, cfg, report)
+			})
+		},
+	}
+	common.register(cmd)
+	flags := cmd.Flags()
+	flags.StringSliceVar(&cfg.Only, "only", nil, "run only these, of "+strings.Join(bench.OutboxNames(), ","))
+	flags.IntVar(&cfg.Records, "records", 400_000, "events that rate finds in the outbox")
+	flags.DurationVar(&cfg.Window, "window", 20*time.Second, "how long latency is measured")
+	flags.DurationVar(&cfg.PinXmin, "pin-xmin", 0, "how long pin runs; 0 leaves it out")
+	flags.Float64Var(&cfg.PeerRate, "peer-rate", 0, "events a second of Watermill's forwarder on this machine; rate is held against 30 times that (default 1220)")
 	return cmd
 }
 

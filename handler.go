@@ -14,10 +14,11 @@ import "context"
 // The context ends when the turn has used up the time for a turn
 // (MILLRACE_HANDLER_TIMEOUT, or MILLRACE_TYPE_TIMEOUTS for the task's type), when
 // the task's deadline passes, when the task is cancelled ([context.Cause] is
-// [ErrCancelled] then), when the worker was told to stop and the turn has
+// [ErrCancelled] then), when another task interrupts it ([ErrInterrupted]), when the worker was told to stop and the turn has
 // outlived the time for that, and when the task has become another worker's.
 // Return soon then. What a turn collected is dropped if its context ended before
-// the handler returned, even if it returned nil. A handler that goes on keeps its
+// the handler returned, even if it returned nil; of an interrupted turn, the
+// messages, the result and the usage that it has collected are kept. A handler that goes on keeps its
 // slot and its conversation; it is logged and counted as stuck after
 // MILLRACE_STUCK_AFTER, and after MILLRACE_STUCK_LIMIT the worker reports that it
 // is not live.

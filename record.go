@@ -46,6 +46,7 @@ const (
 	headerTenant      = "ce_tenant"
 	headerDeadline    = "ce_deadline"
 	headerMaxAttempts = "ce_maxattempts"
+	headerOnBusy      = "ce_onbusy"
 	headerRedrive     = "ce_redrive"
 	headerContentType = "content-type"
 	headerTraceParent = "traceparent"
@@ -60,7 +61,7 @@ const JSON = "application/json"
 func reservedAttribute(name string) bool {
 	switch headerPrefix + name {
 	case headerSpecVersion, headerID, headerSource, headerType, headerTime,
-		headerTenant, headerDeadline, headerMaxAttempts, headerRedrive:
+		headerTenant, headerDeadline, headerMaxAttempts, headerOnBusy, headerRedrive:
 		return true
 	}
 	// Attributes of CloudEvents itself and of its documented extensions.
@@ -121,6 +122,7 @@ func (t *Task) Record() (Record, error) {
 	if t.MaxAttempts > 0 {
 		add(headerMaxAttempts, strconv.Itoa(t.MaxAttempts))
 	}
+	add(headerOnBusy, string(t.OnBusy))
 	if t.Redrive > 0 {
 		add(headerRedrive, strconv.Itoa(t.Redrive))
 	}
@@ -206,6 +208,12 @@ func (t *Task) setHeader(key, value string) error {
 		t.Deadline, err = parseTime(value)
 	case headerMaxAttempts:
 		t.MaxAttempts, err = parseCount(value, 1, MaxAttempts)
+	case headerOnBusy:
+		t.OnBusy = OnBusy(value)
+		if value == "" {
+			return fmt.Errorf("empty")
+		}
+		err = t.OnBusy.Validate()
 	case headerRedrive:
 		t.Redrive, err = parseCount(value, 0, 1<<30)
 	case headerContentType:

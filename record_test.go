@@ -14,7 +14,7 @@ func fullTask() millrace.Task {
 	return millrace.Task{
 		ID: "0198c0de-0000-7000-8000-000000000001", Conversation: "conv/1", Type: "chat.message", Tenant: "acme",
 		Source: "/shop", Time: time.Date(2026, 3, 1, 12, 0, 0, 123456789, time.UTC),
-		Deadline: time.Date(2026, 3, 1, 13, 0, 0, 0, time.UTC), MaxAttempts: 3, Redrive: 2,
+		Deadline: time.Date(2026, 3, 1, 13, 0, 0, 0, time.UTC), MaxAttempts: 3, OnBusy: millrace.BusyReject, Redrive: 2,
 		ContentType: "application/json", Payload: []byte(`{"text":"hi"}`),
 		Attributes:  map[string]string{"service": "flights", "region": "eu"},
 		TraceParent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", TraceState: "a=b",
@@ -53,7 +53,7 @@ func TestRecordIsACloudEventInBinaryMode(t *testing.T) {
 	for key, want := range map[string]string{
 		"ce_specversion": "1.0", "ce_id": task.ID, "ce_source": "/shop", "ce_type": "chat.message",
 		"ce_time": "2026-03-01T12:00:00.123456789Z", "ce_deadline": "2026-03-01T13:00:00Z", "ce_tenant": "acme",
-		"ce_maxattempts": "3", "ce_redrive": "2", "ce_service": "flights", "content-type": "application/json",
+		"ce_maxattempts": "3", "ce_onbusy": "reject", "ce_redrive": "2", "ce_service": "flights", "content-type": "application/json",
 		"traceparent": task.TraceParent,
 	} {
 		if headers[key] != want {
@@ -128,6 +128,8 @@ func TestRecordsThatAreNoTasks(t *testing.T) {
 		"deadline in words":        {header("ce_deadline", "tomorrow"), millrace.ReasonInvalidHeader},
 		"time without zone":        {header("ce_time", "2026-01-01T00:00:00"), millrace.ReasonInvalidHeader},
 		"no attempts":              {header("ce_maxattempts", "0"), millrace.ReasonInvalidHeader},
+		"unknown busy policy":      {header("ce_onbusy", "coalesce?"), millrace.ReasonInvalidHeader},
+		"empty busy policy":        {header("ce_onbusy", ""), millrace.ReasonInvalidHeader},
 		"attempts in words":        {header("ce_maxattempts", "many"), millrace.ReasonInvalidHeader},
 		"too many attempts":        {header("ce_maxattempts", "101"), millrace.ReasonInvalidHeader},
 		"negative redrive":         {header("ce_redrive", "-1"), millrace.ReasonInvalidHeader},

@@ -35,6 +35,10 @@ type Cancel struct {
 // cancelled: [context.Cause] returns it.
 var ErrCancelled = errors.New("the task was cancelled")
 
+// ErrInterrupted is why the context of a running turn has ended when a task of
+// its conversation came that interrupts it.
+var ErrInterrupted = errors.New("the turn was interrupted by a task of its conversation")
+
 // ErrNotFound is returned by readers for a task, conversation or dead letter
 // that they do not know.
 var ErrNotFound = errors.New("not found")

@@ -53,6 +53,30 @@ func (p Priority) Validate() error {
 	return nil
 }
 
+// OnBusy says what is to happen to a task that comes while another of its
+// conversation runs or waits.
+type OnBusy string
+
+// The busy policies. The empty one is BusyEnqueue.
+const (
+	// BusyEnqueue: the task waits for its turn.
+	BusyEnqueue OnBusy = "enqueue"
+	// BusyInterrupt: the task waits, and the turn that runs, or waits for its next
+	// attempt, is ended for it.
+	BusyInterrupt OnBusy = "interrupt"
+	// BusyReject: the task fails at once, without a turn.
+	BusyReject OnBusy = "reject"
+)
+
+// Validate reports whether b is empty or a policy.
+func (b OnBusy) Validate() error {
+	switch b {
+	case "", BusyEnqueue, BusyInterrupt, BusyReject:
+		return nil
+	}
+	return fmt.Errorf("on busy %q: want %s, %s or %s", string(b), BusyEnqueue, BusyInterrupt, BusyReject)
+}
+
 // Status says how far a task has come.
 type Status string
 
@@ -95,6 +119,9 @@ type Task struct {
 	// MaxAttempts bounds how often the handler is tried. 0 means the worker's
 	// default.
 	MaxAttempts int
+	// OnBusy is what happens to the task when it comes while another of its
+	// conversation runs or waits. It means nothing to an unkeyed task.
+	OnBusy OnBusy
 	// Redrive counts how often the task was sent again after it had become a
 	// dead letter.
 	Redrive int
@@ -139,6 +166,7 @@ func (t *Task) Validate() error {
 	if t.MaxAttempts < 0 || t.MaxAttempts > MaxAttempts {
 		check(fmt.Errorf("max attempts %d: want 1 to %d, or 0 for the default", t.MaxAttempts, MaxAttempts))
 	}
+	check(t.OnBusy.Validate())
 	if t.Redrive < 0 {
 		check(fmt.Errorf("redrive %d: want 0 or more", t.Redrive))
 	}

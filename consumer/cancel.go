@@ -2,6 +2,7 @@ package consumer
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"millrace"
@@ -105,27 +106,28 @@ func (e *Engine) hear(cancels []millrace.Cancel) {
 	for _, l := range e.running {
 		if told[l.current.task.Key()] {
 			l.current.rumoured = true
-			e.wakeCancels()
+			e.wakeRumours()
 		}
 	}
 }
 
-func (e *Engine) wakeCancels() {
+func (e *Engine) wakeRumours() {
 	select {
 	case e.rumours <- struct{}{}:
 	default:
 	}
 }
 
-// cancelLoop ends the turns of running tasks that are cancelled indeed.
-func (e *Engine) cancelLoop(ctx context.Context) {
+// rumourLoop ends the turns of tasks that are cancelled indeed, and those that
+// tasks interrupt which are not done yet.
+func (e *Engine) rumourLoop(ctx context.Context) {
 	for try := 0; ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-e.rumours:
 		}
-		if e.endCancelled(ctx) {
+		if e.endRumoured(ctx) {
 			try = 0
 			continue
 		}
@@ -136,14 +138,15 @@ func (e *Engine) cancelLoop(ctx context.Context) {
 			timer.Stop()
 			return
 		case <-timer.C:
-			e.wakeCancels()
+			e.wakeRumours()
 		}
 	}
 }
 
-// endCancelled looks up the running tasks that are said to be cancelled and ends
-// those that are. It reports whether the store answered.
-func (e *Engine) endCancelled(ctx context.Context) bool {
+// endRumoured looks up the running tasks that are said to be cancelled, and the
+// tasks that are to interrupt others, and ends the turns that are to end. It
+// reports whether the store answered.
+func (e *Engine) endRumoured(ctx context.Context) bool {
 	var keys []millrace.Key
 	e.mu.Lock()
 	for _, l := range e.running {
@@ -151,19 +154,25 @@ func (e *Engine) endCancelled(ctx context.Context) bool {
 			keys = append(keys, l.current.task.Key())
 		}
 	}
+	interrupts := e.interrupts
+	e.interrupts = nil
 	e.mu.Unlock()
+	for _, i := range interrupts {
+		keys = append(keys, i.by.task.Key())
+	}
 	if len(keys) == 0 {
 		return true
 	}
 	found, err := e.cfg.Store.Completed(ctx, keys)
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	if err != nil {
+		e.interrupts = append(interrupts, e.interrupts...)
 		if ctx.Err() == nil {
-			e.log.Warn().Err(err).Int("tasks", len(keys)).Msg("cannot look up whether running tasks are cancelled, will try again")
+			e.log.Warn().Err(err).Int("tasks", len(keys)).Msg("cannot look up whether turns are to be ended, will try again")
 		}
 		return false
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	for _, l := range e.running {
 		it := l.current
 		if it.rumoured && found[it.task.Key()] {
@@ -171,6 +180,13 @@ func (e *Engine) endCancelled(ctx context.Context) bool {
 		}
 		it.rumoured = false
 	}
+	now := time.Now()
+	for _, i := range interrupts {
+		if !found[i.by.task.Key()] {
+			e.interrupt(i, now)
+		}
+	}
+	e.dispatch()
 	return true
 }
 
@@ -185,8 +201,12 @@ func (l *lane) endTurn(cause error) {
 	}
 }
 
-// cancelledTurn books a turn whose task somebody else has completed.
-func (e *Engine) cancelledTurn(it *item) verdict {
+// stopped deals with a turn that was ended by a cancel or an interrupt.
+func (e *Engine) stopped(ctx context.Context, l *lane, it *item, why error, turn *millrace.Turn, started, finishedAt time.Time) verdict {
+	if errors.Is(why, millrace.ErrInterrupted) {
+		return e.interrupted(ctx, l, it, turn, started, finishedAt)
+	}
+	// Who cancelled the task has completed it.
 	e.metrics.turns.WithLabelValues(string(it.task.Priority), string(millrace.StatusCancelled)).Inc()
 	return verdict{kind: finished}
 }

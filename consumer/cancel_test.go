@@ -33,7 +33,7 @@ func (o *offline) hearing(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var loops sync.WaitGroup
-	loops.Go(func() { o.cancelLoop(ctx) })
+	loops.Go(func() { o.rumourLoop(ctx) })
 	t.Cleanup(func() {
 		cancel()
 		loops.Wait()

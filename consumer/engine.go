@@ -58,6 +58,8 @@ type Engine struct {
 	writing sync.Mutex
 	// cancels are the runs of tasks that are said to be cancelled.
 	cancels keySet
+	// interrupts are what is to be ended for tasks that have come.
+	interrupts []interrupt
 
 	// leases is nil without Redis, as is registry.
 	leases   *leases
@@ -81,7 +83,7 @@ type Engine struct {
 	intake   chan struct{} // asks for a look at what is to be paused
 	ended    chan struct{} // asks for notes to be written and withdrawals to be carried out
 	unlooked chan struct{} // says that something waits to be looked up
-	rumours  chan struct{} // says that a running task may have been cancelled
+	rumours  chan struct{} // says that turns may have to be ended
 	pulses   pulses
 	joined   atomic.Bool
 	// stuckSince is since when a turn has been stuck, in unix nanoseconds, 0 for none.
@@ -159,9 +161,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	background.Go(func() { e.intakeLoop(work, cl) })
 	background.Go(func() { e.lookUpLoop(work) })
 	background.Go(func() { e.watchdogLoop(work) })
+	background.Go(func() { e.rumourLoop(work) })
 	if e.cfg.Cancels != nil {
 		background.Go(func() { e.hearCancels(work) })
-		background.Go(func() { e.cancelLoop(work) })
 	}
 	if e.handover != nil {
 		background.Go(func() { e.handoverLoop(work) })

@@ -44,6 +44,9 @@ type item struct {
 	// breaker has let it through to see whether its dependency answers.
 	failedUnder *breaker
 	probing     bool
+	// final is set once the task is to end without a turn, or is interrupted: what is
+	// committed of it.
+	final *millrace.Completion
 	// givenUp is set once the task is to become a dead letter.
 	givenUp *millrace.DeadLetter
 	// recorded says that Redis may hold a past of the task, recall that it is to be

@@ -169,6 +169,10 @@ var seenSeed = maphash.MakeSeed()
 // queue puts an item into its lane. Its caller holds the mutex.
 func (e *Engine) queue(it *item, now time.Time) {
 	l := e.laneOf(it)
+	if it.task.OnBusy != "" && e.rejected(l, it) {
+		e.makeReady(l, now) // it may have been made for the item alone
+		l = e.laneAside(it)
+	}
 	l.push(it)
 	e.makeReady(l, now)
 }

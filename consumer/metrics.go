@@ -11,6 +11,7 @@ type metrics struct {
 	byPriority   []priorityMetrics
 	turns        *prometheus.CounterVec
 	deadLetters  *prometheus.CounterVec
+	busy         *prometheus.CounterVec
 	queueWait    *prometheus.HistogramVec
 	turnSeconds  *prometheus.HistogramVec
 	redeliveries prometheus.Counter
@@ -68,6 +69,9 @@ func newMetrics(reg prometheus.Registerer, priorities []millrace.Priority) *metr
 		deadLetters: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_consumer_dead_letters_total", Help: "Tasks given up on, by reason.",
 		}, []string{"reason"}),
+		busy: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "millrace_consumer_busy_total", Help: "Tasks that ended because their conversation was busy: rejected, or interrupted by another.",
+		}, []string{"outcome"}),
 		queueWait:    histogram("queue_wait_seconds", "From a task's time until its first turn starts.", "priority"),
 		turnSeconds:  histogram("turn_seconds", "Duration of one handler call.", "priority"),
 		redeliveries: counter("redeliveries_total", "Records of tasks that were complete already."),
@@ -118,7 +122,7 @@ func newMetrics(reg prometheus.Registerer, priorities []millrace.Priority) *metr
 		})
 	}
 	if reg != nil {
-		reg.MustRegister(m.breakerOpen, m.breakerOpened, m.breakerProbes, m.turns, m.deadLetters, m.queueWait, m.turnSeconds, m.redeliveries, m.rebalances, m.lost,
+		reg.MustRegister(m.breakerOpen, m.breakerOpened, m.breakerProbes, m.turns, m.deadLetters, m.busy, m.queueWait, m.turnSeconds, m.redeliveries, m.rebalances, m.lost,
 			m.secondRuns, m.leases, m.parked, m.leaseless, m.leasesLost, m.leaseFailures, m.handedOver, m.handoverFailures, m.holds, m.holdSeconds, m.deaths, m.suspects, m.aloneTurns,
 			m.fetchErrors, m.busySlots, m.lanes, m.waitingBytes, m.partitions, m.paused, m.stuckTurns)
 	}

@@ -41,6 +41,9 @@ func (e *Engine) process(l *lane, it *item, now time.Time) verdict {
 	if d := it.givenUp; d != nil {
 		return e.giveUp(ctx, l, it, d.Reason, d.Detail, d.Stack)
 	}
+	if it.final != nil {
+		return e.commitFinal(ctx, l, it)
+	}
 	if it.lookUp {
 		found, err := e.cfg.Store.Completed(ctx, []millrace.Key{it.task.Key()})
 		if err != nil {
@@ -94,8 +97,8 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item, started time.Ti
 	if it.attempts == 0 && it.outages == 0 && !it.task.Time.IsZero() {
 		e.metrics.byPriority[it.priority].queueWait.Observe(started.Sub(it.task.Time).Seconds())
 	}
-	if it.endedBy.Load() != nil {
-		return e.cancelledTurn(it)
+	if why := it.endedBy.Load(); why != nil {
+		return e.stopped(ctx, l, it, *why, nil, started, started)
 	}
 	stack, finishedAt, endedBy, err := e.handle(ctx, l, it, turn, started)
 	it.journaled = it.journaled || turn.Journaled()
@@ -111,8 +114,8 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item, started time.Ti
 		// and must find nothing of this run but its journal.
 		e.metrics.turns.WithLabelValues(prio, "interrupted").Inc()
 		return verdict{kind: dropped}
-	case errors.Is(endedBy, millrace.ErrCancelled):
-		return e.cancelledTurn(it)
+	case errors.Is(endedBy, millrace.ErrCancelled), errors.Is(endedBy, millrace.ErrInterrupted):
+		return e.stopped(ctx, l, it, endedBy, turn, started, finishedAt)
 	case err == nil:
 		if it.probing {
 			e.breakers.passed(it)

@@ -93,6 +93,11 @@ func fingerprint(t *millrace.Task, wish millrace.Priority) string {
 		write([]byte(s))
 	}
 	write(t.Payload)
+	if t.OnBusy != "" {
+		// Not as an empty part of all others: a fingerprint that was taken before there
+		// were policies must stay the same.
+		write([]byte(fieldOnBusy + "=" + string(t.OnBusy)))
+	}
 	for _, name := range slices.Sorted(maps.Keys(t.Attributes)) {
 		write([]byte(name))
 		write([]byte(t.Attributes[name]))

@@ -56,6 +56,7 @@ func TestAnotherTaskUnderAUsedKeyIsRefused(t *testing.T) {
 		"another payload":      {strings.Replace(first, `"n":1`, `"n":2`, 1), true},
 		"another attribute":    {strings.Replace(first, `"1"`, `"3"`, 1), true},
 		"another priority":     {strings.Replace(first, `"type"`, `"priority":"high","type"`, 1), true},
+		"other busy policy":    {strings.Replace(first, `"type"`, `"on_busy":"reject","type"`, 1), true},
 		"other attempts":       {strings.Replace(first, `"type"`, `"max_attempts":2,"type"`, 1), true},
 	} {
 		t.Run(what, func(t *testing.T) {

@@ -156,7 +156,7 @@ func (a *api) operations() {
 	}
 	idempotencyKey := &huma.Param{
 		Name: headerIdempotencyKey, In: "header", Schema: &huma.Schema{Type: huma.TypeString, MaxLength: new(maxIdempotencyKey)},
-		Description: "Makes repeats safe: the same tenant and key give the same task id, and a task is done once per id. Another task under a key used within the last 24 hours is refused with 422: conversation, type, payload (byte for byte), priority, attributes and max_attempts are compared, the deadline is not. In a batch, each line's id follows from the key and its number.",
+		Description: "Makes repeats safe: the same tenant and key give the same task id, and a task is done once per id. Another task under a key used within the last 24 hours is refused with 422: conversation, type, payload (byte for byte), priority, attributes, max_attempts and on_busy are compared, the deadline is not. In a batch, each line's id follows from the key and its number.",
 	}
 	encoding := &huma.Param{
 		Name: "Content-Encoding", In: "header", Schema: &huma.Schema{Type: huma.TypeString, Enum: []any{"gzip", "zstd", "identity"}},
@@ -261,6 +261,11 @@ func (a *api) taskSchema() *huma.Schema {
 	deadline.Format, deadline.MaxLength = "date-time", nil
 	attempts := intSchema(1, millrace.MaxAttempts)
 	attempts.Nullable, attempts.Description = true, "How often the task is tried at most. Default: the worker's."
+	onBusy := &huma.Schema{
+		Type: huma.TypeString, Nullable: true, Enum: []any{string(millrace.BusyEnqueue), string(millrace.BusyInterrupt), string(millrace.BusyReject), nil},
+		Description: "What happens if another task of the conversation runs or waits when this one comes to its worker: it waits for its turn (`enqueue`, the default); " +
+			"it waits, and the one that runs is ended as `cancelled` with what it has answered so far (`interrupt`); or it ends as `failed` at once (`reject`).",
+	}
 	value := text("A value.", millrace.MaxAttributeBytes)
 	value.Nullable, value.MinLength = false, new(1)
 
@@ -275,6 +280,7 @@ func (a *api) taskSchema() *huma.Schema {
 			fieldTenant:       text("On whose behalf the task runs.", millrace.MaxTenantBytes),
 			fieldDeadline:     deadline,
 			fieldMaxAttempts:  attempts,
+			fieldOnBusy:       onBusy,
 			fieldAttributes: {
 				Type: huma.TypeObject, Nullable: true, MaxProperties: new(millrace.MaxAttributes), AdditionalProperties: value,
 				Description: "Further facts for rules and handlers: names of 1 to 20 lower-case letters and digits.",

@@ -27,13 +27,13 @@ func TestAcceptedTaskIsInTheLogAsItWasSent(t *testing.T) {
 	deadline := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
 	const parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 	got := f.mustSubmit(fmt.Sprintf(`{"conversation":"c/1","type":"chat.message","payload": %s , "priority":"high","tenant":"acme",
-		"deadline":%q,"max_attempts":3,"attributes":{"channel":"web"}}`, payload, deadline.Format(time.RFC3339)),
+		"deadline":%q,"max_attempts":3,"on_busy":"interrupt","attributes":{"channel":"web"}}`, payload, deadline.Format(time.RFC3339)),
 		"Traceparent", parent, "Tracestate", "a=b")
 
 	task := f.onlyTask(millrace.High)
 	want := millrace.Task{
 		ID: got.TaskID, Conversation: "c/1", Type: "chat.message", Tenant: "acme", Source: "urn:millrace:ingest",
-		Time: task.Time, Deadline: deadline, MaxAttempts: 3, ContentType: "application/json", Payload: []byte(payload),
+		Time: task.Time, Deadline: deadline, MaxAttempts: 3, OnBusy: millrace.BusyInterrupt, ContentType: "application/json", Payload: []byte(payload),
 		Attributes: map[string]string{"channel": "web"}, TraceParent: parent, TraceState: "a=b",
 	}
 	if !reflect.DeepEqual(task, want) {

@@ -21,12 +21,13 @@ const (
 	fieldTenant       = "tenant"
 	fieldDeadline     = "deadline"
 	fieldMaxAttempts  = "max_attempts"
+	fieldOnBusy       = "on_busy"
 	fieldAttributes   = "attributes"
 )
 
 var taskFields = []string{
 	fieldConversation, fieldType, fieldPayload, fieldPriority,
-	fieldTenant, fieldDeadline, fieldMaxAttempts, fieldAttributes,
+	fieldTenant, fieldDeadline, fieldMaxAttempts, fieldOnBusy, fieldAttributes,
 }
 
 // maxTaskErrors bounds how many errors of one task are listed.
@@ -114,6 +115,9 @@ func (d *taskDecoder) decode(body []byte, now time.Time) (millrace.Task, *Proble
 		}
 		errs.add(missingField, []string{name}, "%s", detail)
 	}
+	if t.OnBusy != "" && seen[fieldConversation] && t.Conversation == "" {
+		errs.add(invalidField, []string{fieldOnBusy}, "means nothing without a conversation; leave it out")
+	}
 	return t, errs.problem()
 }
 
@@ -173,6 +177,12 @@ func (d *taskDecoder) setValue(t *millrace.Task, m member, now time.Time, errs *
 	case fieldTenant:
 		t.Tenant = s
 		return detailOf(fieldTenant, (&millrace.Task{ID: "-", Tenant: s}).Validate())
+	case fieldOnBusy:
+		t.OnBusy = millrace.OnBusy(s)
+		if t.OnBusy == "" || t.OnBusy.Validate() != nil {
+			t.OnBusy = ""
+			return fmt.Errorf("%q: want %s, %s or %s", clip(s), millrace.BusyEnqueue, millrace.BusyInterrupt, millrace.BusyReject)
+		}
 	case fieldPriority:
 		t.Priority = millrace.Priority(s)
 		if !slices.Contains(d.priorities, t.Priority) {

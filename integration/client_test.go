@@ -58,6 +58,7 @@ type taskBody struct {
 	Conversation string          `json:"conversation"`
 	Type         string          `json:"type"`
 	Priority     string          `json:"priority,omitempty"`
+	OnBusy       string          `json:"on_busy,omitempty"`
 	Payload      json.RawMessage `json:"payload"`
 }
 

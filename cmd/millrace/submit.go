@@ -21,13 +21,13 @@ import (
 func init() { register(submitCommand) }
 
 type submitFlags struct {
-	conversation, kind, priority, tenant, payload string
-	deadline                                      time.Duration
-	attributes                                    map[string]string
-	idempotencyKey                                string
-	batch                                         string
-	wait                                          bool
-	timeout                                       time.Duration
+	conversation, kind, priority, tenant, onBusy, payload string
+	deadline                                              time.Duration
+	attributes                                            map[string]string
+	idempotencyKey                                        string
+	batch                                                 string
+	wait                                                  bool
+	timeout                                               time.Duration
 }
 
 func submitCommand(c *cli) *cobra.Command {
@@ -51,7 +51,7 @@ exit code 1 says that a task failed.`,
 				return usage("want either --payload or --batch")
 			}
 			if f.batch != "" {
-				for _, name := range []string{"conversation", "type", "priority", "tenant", "deadline", "attribute"} {
+				for _, name := range []string{"conversation", "type", "priority", "tenant", "deadline", "on-busy", "attribute"} {
 					if command.Flags().Changed(name) {
 						return usage("--%s does not go with --batch, whose lines say it", name)
 					}
@@ -66,6 +66,7 @@ exit code 1 says that a task failed.`,
 	flags.StringVar(&f.kind, "type", millrace.DefaultType, "the task's type")
 	flags.StringVar(&f.priority, "priority", "", "the priority to wish for; rules may decide otherwise")
 	flags.StringVar(&f.tenant, "tenant", "", "on whose behalf the task runs")
+	flags.StringVar(&f.onBusy, "on-busy", "", "what to do if another task of the conversation runs or waits: enqueue, interrupt or reject")
 	flags.DurationVar(&f.deadline, "deadline", 0, "give the task up after this time")
 	flags.StringToStringVar(&f.attributes, "attribute", nil, "further `name=value` for rules to look at")
 	flags.StringVar(&f.idempotencyKey, "idempotency-key", "", "a repeat with the same key is the same task (or, line by line, the same batch)")
@@ -131,9 +132,10 @@ func (c *cli) taskBody(f submitFlags) ([]byte, error) {
 		Payload      json.RawMessage   `json:"payload"`
 		Priority     string            `json:"priority,omitempty"`
 		Tenant       string            `json:"tenant,omitempty"`
+		OnBusy       string            `json:"on_busy,omitempty"`
 		Deadline     *time.Time        `json:"deadline,omitempty"`
 		Attributes   map[string]string `json:"attributes,omitempty"`
-	}{Type: f.kind, Payload: bytes.TrimSpace(payload), Priority: f.priority, Tenant: f.tenant, Attributes: f.attributes}
+	}{Type: f.kind, Payload: bytes.TrimSpace(payload), Priority: f.priority, Tenant: f.tenant, OnBusy: f.onBusy, Attributes: f.attributes}
 	if f.conversation != "" {
 		task.Conversation = &f.conversation
 	}

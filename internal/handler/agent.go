@@ -37,12 +37,18 @@ func (a Agent) Handle(ctx context.Context, turn *millrace.Turn) error {
 		return err
 	}
 	question := millrace.Message{Role: millrace.RoleUser, Content: said}
+	if turn.Task().Conversation != "" {
+		// Before the call: a turn that is interrupted keeps what was asked.
+		if err := turn.Append(question); err != nil {
+			return err
+		}
+	}
 	answer, err := a.LLM.Chat(ctx, turn, llm.ChatRequest{Messages: llm.Messages(append(history, question)...)})
 	if err != nil {
 		return err
 	}
 	if turn.Task().Conversation != "" {
-		err := turn.Append(question, millrace.Message{Role: millrace.RoleAssistant, Content: answer.Content})
+		err := turn.Append(millrace.Message{Role: millrace.RoleAssistant, Content: answer.Content})
 		if err != nil {
 			return err
 		}

@@ -85,8 +85,8 @@ func TestAgentSendsTheConversationAndAppendsTheAnswer(t *testing.T) {
 	}
 	broken := handler.Agent{LLM: chatFunc(func(llm.ChatRequest) (llm.ChatResponse, error) { return llm.ChatResponse{}, errors.New("503") })}
 	failed := turnWith("x")
-	if err := broken.Handle(t.Context(), failed); err == nil || len(failed.Effects().Messages) != 0 {
-		t.Errorf("error %v, effects %+v", err, failed.Effects())
+	if err := broken.Handle(t.Context(), failed); err == nil || len(failed.Effects().Messages) != 1 || failed.Effects().Messages[0].Content != "x" {
+		t.Errorf("error %v, effects %+v: want what was asked, which an interrupted turn keeps", err, failed.Effects())
 	}
 }
 

@@ -199,7 +199,7 @@ func before(a, b *item, now time.Time) bool {
 // holding returns the breaker that an item has to wait for. What does not run its
 // handler any more waits for none.
 func (b *breakers) holding(it *item, now time.Time) *breaker {
-	if len(b.open) == 0 || it.invalid != nil || it.givenUp != nil || b.engine.cancels.has(it.task.Key()) {
+	if len(b.open) == 0 || it.invalid != nil || it.givenUp != nil || it.final != nil || b.engine.cancels.has(it.task.Key()) {
 		return nil
 	}
 	if d := it.task.Deadline; !d.IsZero() && !now.Before(d) {

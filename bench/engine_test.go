@@ -89,3 +89,15 @@ func TestServicesThatWereStartedStandInForAnInstallation(t *testing.T) {
 		t.Error("no service is set, and no error")
 	}
 }
+
+func TestOutboxIsHeldAgainstThirtyForwarders(t *testing.T) {
+	for _, tc := range []struct {
+		ours float64
+		ok   bool
+	}{{30_000, true}, {29_000, false}} {
+		results := judgeOutboxes(map[string][]float64{forwarderName: {900, 1000, 5000}, outboxOurs: {1, tc.ours, 50_000}})
+		if last := results[len(results)-1]; last.Name != outboxOurs || last.OK != tc.ok || *last.Bound != 30_000 {
+			t.Errorf("%v a second against a median of 1,000: %+v", tc.ours, last)
+		}
+	}
+}

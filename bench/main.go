@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,8 +36,8 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var o options
-	flag.StringVar(&o.only, "only", "engine", "what to compare: engine")
-	flag.IntVar(&o.records, "records", 2_000_000, "records of a no-op run")
+	flag.StringVar(&o.only, "only", "engine", "what to compare: engine or outbox")
+	flag.IntVar(&o.records, "records", 0, "records of a no-op run of the engine, 2,000,000 by default, or of the outbox, 400,000")
 	flag.IntVar(&o.runs, "runs", 3, "runs of each, of which the median counts")
 	flag.DurationVar(&o.window, "window", 10*time.Second, "how long a steady state is measured")
 	flag.StringVar(&o.millrace, "millrace", "bin/millrace", "the binary to measure")
@@ -51,10 +52,15 @@ func main() {
 }
 
 func run(ctx context.Context, o options) error {
-	if o.only != "engine" || o.records < 1 || o.runs < 1 || flag.NArg() > 0 {
-		return errors.New("want -only engine, and 1 or more records and runs")
+	compare, known := map[string]struct {
+		run     func(context.Context, options) (*report, error)
+		records int
+	}{"engine": {compareEngines, 2_000_000}, "outbox": {compareOutboxes, 400_000}}[o.only]
+	if !known || o.records < 0 || o.runs < 1 || flag.NArg() > 0 {
+		return errors.New("want -only engine or outbox, 1 or more runs, and records or 0 for the default")
 	}
-	report, err := compareEngines(ctx, o)
+	o.records = cmp.Or(o.records, compare.records)
+	report, err := compare.run(ctx, o)
 	if err != nil {
 		return err
 	}

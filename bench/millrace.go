@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -25,9 +26,18 @@ type millraceRuns struct {
 
 // figure returns what measures "engine.<name>".
 func (m millraceRuns) figure(name string, slots int) func(context.Context) (float64, error) {
+	return m.measure("engine."+name, append([]string{"engine", "--only", name, "--slots", strconv.Itoa(slots)}, m.args...)...)
+}
+
+// outboxRate returns what measures "outbox.rate".
+func (m millraceRuns) outboxRate(records int) func(context.Context) (float64, error) {
+	return m.measure(outboxOurs, "outbox", "--only", "rate", "--records", strconv.Itoa(records))
+}
+
+// measure returns what runs a benchmark and picks one of its figures.
+func (m millraceRuns) measure(figure string, args ...string) func(context.Context) (float64, error) {
 	return func(ctx context.Context) (float64, error) {
-		args := append([]string{"bench", "engine", "--json", "--only", name, "--slots", strconv.Itoa(slots)}, m.args...)
-		out, err := output(ctx, m.services.environ, m.binary, args...)
+		out, err := output(ctx, m.services.environ, m.binary, slices.Concat([]string{"bench"}, args, []string{"--json"})...)
 		// A figure outside its bound is a figure all the same.
 		if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
 			return 0, err
@@ -38,11 +48,11 @@ func (m millraceRuns) figure(name string, slots int) func(context.Context) (floa
 			if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
 				return 0, fmt.Errorf("read result: %w", err)
 			}
-			if r.Name == "engine."+name {
+			if r.Name == figure {
 				return r.Value, nil
 			}
 		}
-		return 0, errors.Join(fmt.Errorf("no figure engine.%s", name), err)
+		return 0, errors.Join(fmt.Errorf("no figure %s", figure), err)
 	}
 }
 

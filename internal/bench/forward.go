@@ -215,7 +215,7 @@ func keyOf(i, keys int) int {
 // writeGroups commits every outboxWriters-th group of events, each when it is due,
 // and tells the relay as a worker does.
 func writeGroups(ctx context.Context, pool *pgxpool.Pool, relay *outbox.Relay, keys []string, began time.Time, writer int, committed []atomic.Int64) error {
-	random := rand.NewChaCha8([32]byte{byte(writer)})
+	random := rand.NewChaCha8([32]byte{byte(writer)}) //nolint:gosec // a handful
 	for from := writer * outboxGroup; from < len(committed); from += outboxWriters * outboxGroup {
 		if err := pause(ctx, time.Until(began.Add(time.Duration(from)*time.Second/outboxRate))); err != nil {
 			return err

@@ -34,9 +34,11 @@ type partition struct {
 	unlooked int
 	// withPast says that Redis holds pasts of tasks of its number.
 	withPast bool
-	running  int
-	revoked  bool
-	paused   bool
+	// markEarly is how many more turns are marked before they start.
+	markEarly int
+	running   int
+	revoked   bool
+	paused    bool
 	// idle is set when the partition is taken away while turns run, and closed when
 	// none does any more. It does not change after that.
 	idle chan struct{}
@@ -69,7 +71,9 @@ func (e *Engine) onAssigned(ctx context.Context, cl *kgo.Client, assigned map[st
 		e.commitMu.Unlock()
 		e.log.Warn().Int("replaced", len(replaced)).Msg("partitions assigned anew while they were held: their topic was recreated")
 	}
-	withPast := e.holdAnnounced(ctx, partitionNumbers(assigned))
+	numbers := partitionNumbers(assigned)
+	withPast := e.holdAnnounced(ctx, numbers)
+	orphaned := e.ownAnew(ctx, numbers)
 	e.round.settle(ctx)
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -79,6 +83,9 @@ func (e *Engine) onAssigned(ctx context.Context, cl *kgo.Client, assigned map[st
 		for _, number := range partitions {
 			p := newPartition(ctx, topicPartition{topic, number}, e.topics[topic])
 			p.withPast = withPast[number]
+			if orphaned[number] {
+				p.markEarly = 2 * e.cfg.Slots // the dead one ran no more than its slots at once
+			}
 			e.parts[p.tp] = p
 			n++
 		}
@@ -147,6 +154,7 @@ func (e *Engine) onRevoked(ctx context.Context, cl *kgo.Client, revoked map[stri
 	if !e.announceRunning(ctx, parts) {
 		e.awaitOrCancel(parts)
 	}
+	e.disown(ctx, partitionNumbers(revoked))
 	e.commitMu.Lock()
 	defer e.commitMu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, time.Second)

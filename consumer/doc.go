@@ -36,7 +36,8 @@
 // How often a task has failed is kept in Redis from its first failure until it is
 // done, so that its attempts go on where they were when its worker dies or its
 // partition moves. Stopping, hand-overs and outages are no failures. So is kept
-// which workers died while a turn of it had run for more than a second. A task
+// which workers died while a turn of it had run for more than a second, or for
+// less where a worker had died before. A task
 // that two died of runs alone in its worker: no other turn starts until it has
 // ended. If that worker dies too, the task is given up (killed_workers), and those
 // that only shared a process with it are suspects no more. Whatever number of

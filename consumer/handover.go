@@ -40,6 +40,8 @@ const (
 //     turn of it, written for turns that last (see [Engine.markLong]): an
 //     announcement ahead of time, should the worker not live to make one;
 //   - a hash for each partition number with the past of its tasks (see [past]);
+//   - a key for each partition number with the incarnation that owns it, which
+//     one that gives it up in order takes away;
 //   - a key for each incarnation, which expires when it stops beating.
 //
 // All of it is a hint. If it is lost, a turn may run twice at once; one of the
@@ -82,6 +84,53 @@ func (h *handover) marks(partition int32) string {
 
 func (h *handover) pasts(partition int32) string {
 	return h.prefix + "past:{" + strconv.Itoa(int(partition)) + "}"
+}
+
+func (h *handover) owner(partition int32) string {
+	return h.prefix + "owner:{" + strconv.Itoa(int(partition)) + "}"
+}
+
+// own says that this incarnation owns partition numbers. It returns those whose
+// owner before it has died: it gave them up to nobody.
+func (h *handover) own(ctx context.Context, partitions []int32) (orphaned map[int32]bool, err error) {
+	pipe := h.redis.Pipeline()
+	owners := make([]*redis.StatusCmd, len(partitions))
+	for i, p := range partitions {
+		owners[i] = pipe.SetArgs(ctx, h.owner(p), h.incarnation, redis.SetArgs{Get: true, TTL: pastFor})
+	}
+	if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
+		return nil, fmt.Errorf("own partitions: %w", err)
+	}
+	alive := make(map[string]*redis.IntCmd)
+	pipe = h.redis.Pipeline()
+	for _, owner := range owners {
+		if by := owner.Val(); by != "" && by != h.incarnation && alive[by] == nil {
+			alive[by] = pipe.Exists(ctx, h.alive(by))
+		}
+	}
+	if len(alive) == 0 {
+		return nil, nil //nolint:nilnil // none
+	}
+	if _, err := pipe.Exec(ctx); err != nil {
+		return nil, fmt.Errorf("ask whether earlier owners live: %w", err)
+	}
+	orphaned = make(map[int32]bool)
+	for i, p := range partitions {
+		if answer := alive[owners[i].Val()]; answer != nil && answer.Val() == 0 {
+			orphaned[p] = true
+		}
+	}
+	return orphaned, nil
+}
+
+// disown says that this incarnation gives partition numbers up.
+func (h *handover) disown(ctx context.Context, partitions []int32) error {
+	pipe := h.redis.Pipeline()
+	for _, p := range partitions {
+		pipe.Del(ctx, h.owner(p))
+	}
+	_, err := pipe.Exec(ctx)
+	return err
 }
 
 func (h *handover) alive(incarnation string) string { return h.prefix + "alive:" + incarnation }

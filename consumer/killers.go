@@ -20,6 +20,10 @@ import (
 // turn, alone, and is forgotten as a suspect: no number of shared deaths makes a
 // dead letter.
 //
+// What kills within its first second is not marked in time. So where the owner of
+// a partition has died, its next owner marks the first turns of what lay in the
+// log before they start: what killed the one is among them.
+//
 // Dead means that the key of the incarnation has lapsed. A worker that only stood
 // still takes its death back as its turns end; one that is told to stop takes its
 // marks back first.
@@ -128,11 +132,44 @@ type laneRun struct {
 	marked bool
 	// alone says that no other turn of this worker runs or starts.
 	alone bool
+	// early says that the turn is marked before its handler starts.
+	early bool
 }
 
 // began books a turn as running. Its caller holds the mutex.
 func (e *Engine) began(l *lane, now time.Time, alone bool) {
 	l.run = laneRun{since: now, alone: alone}
+	if p := l.current.part; p.markEarly > 0 && l.current.record.Offset < p.lookUpBelow {
+		p.markEarly--
+		l.run.early = true
+	}
+}
+
+// ownAnew says that this worker owns partition numbers, and returns those whose
+// last owner has died.
+func (e *Engine) ownAnew(ctx context.Context, numbers []int32) map[int32]bool {
+	if e.handover == nil || len(numbers) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
+	defer cancel()
+	orphaned, err := e.handover.own(ctx, numbers)
+	if err != nil {
+		e.metrics.handoverFailures.Inc() // a killer that needs no second is found later
+	}
+	return orphaned
+}
+
+// disown says that this worker gives partition numbers up and lives.
+func (e *Engine) disown(ctx context.Context, numbers []int32) {
+	if e.handover == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
+	defer cancel()
+	if err := e.handover.disown(ctx, numbers); err != nil {
+		e.metrics.handoverFailures.Inc() // the next owner marks some turns for nothing
+	}
 }
 
 // over books the end of a turn. Its caller holds the mutex.

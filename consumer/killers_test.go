@@ -319,6 +319,55 @@ func TestLongTurnsAreMarkedAsLongAsTheyRun(t *testing.T) {
 	eventually(t, "the marks are gone", func() bool { return len(pasts(t, client)) == 0 })
 }
 
+func TestTurnsAreMarkedBeforeTheyStartWhereTheOwnerHasDied(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		before func(t *testing.T, client *redis.Client, h *handover)
+		want   bool
+	}{
+		{"died", func(t *testing.T, client *redis.Client, h *handover) {
+			if err := client.Del(t.Context(), h.alive(h.incarnation)).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}, true},
+		{"lives", func(*testing.T, *redis.Client, *handover) {}, false},
+		{"gave them up and ended", func(t *testing.T, client *redis.Client, h *handover) {
+			if err := errors.Join(h.disown(t.Context(), everywhere()), client.Del(t.Context(), h.alive(h.incarnation)).Err()); err != nil {
+				t.Fatal(err)
+			}
+		}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b, store := newBroker(t), newMemoryStore()
+			client, _ := newRedis(t)
+			h := newHandover(client, "millrace:", "default")
+			_, err := h.own(t.Context(), everywhere())
+			if err := errors.Join(err, h.mark(t.Context(), nil)); err != nil {
+				t.Fatal(err)
+			}
+			tt.before(t, client, h)
+			tk := task("c", 0, millrace.Normal)
+			b.send(t, tk)
+			marked := make(chan bool, 10)
+			b.start(t, store, func(_ context.Context, turn *millrace.Turn) error {
+				_, ok := pasts(t, client)["0:"+turn.Task().ID]
+				marked <- ok
+				return nil
+			}, func(c *Config) { c.Redis = client })
+			store.await(t, 1)
+			if got := <-marked; got != tt.want {
+				t.Errorf("marked before it started: %v, want %v", got, tt.want)
+			}
+			eventually(t, "no mark is left", func() bool { return len(pasts(t, client)) == 0 })
+			b.send(t, task("c", 1, millrace.Normal)) // nobody has run that one
+			store.await(t, 2)
+			if <-marked {
+				t.Error("a turn is marked early that no earlier owner can have run")
+			}
+		})
+	}
+}
+
 func TestAWorkerThatIsStoppedLeavesNoMarkOfWhatStillRuns(t *testing.T) {
 	t.Parallel()
 	b, store := newBroker(t), newMemoryStore()

@@ -62,6 +62,10 @@ func (e *Engine) process(l *lane, it *item, now time.Time) verdict {
 		}
 		now = time.Now()
 	}
+	if l.run.early {
+		e.markNow(ctx, l)
+		now = time.Now()
+	}
 	if it.attempts >= e.maxAttempts(it) {
 		// It is not known any more how the last one failed: its worker died before it
 		// could commit that.

@@ -89,6 +89,19 @@ func (k *killing) launch(p *pipeline, n int) *process {
 // starts workers starts a new one each time. In the end the killer is a dead
 // letter, and all the others are done, once each.
 func TestKillerOfWorkersIsGivenUpAndNobodyElse(t *testing.T) {
+	for _, tt := range []struct {
+		name                 string
+		killsAfter           int // ms
+		deaths, deathsAtMost int
+	}{
+		{"after 1.5 s", 1500, 3, 4}, // 4 if one died before the killer was marked
+		{"at once", 20, 3, 5},
+	} {
+		t.Run(tt.name, func(t *testing.T) { killerAmongInnocents(t, tt.killsAfter, tt.deaths, tt.deathsAtMost) })
+	}
+}
+
+func killerAmongInnocents(t *testing.T, killsAfter, deathsAtLeast, deathsAtMost int) {
 	p := newPipeline(t, services{}, "MILLRACE_SLOTS=60")
 	p.startIngest()
 	k := newKilling(t)
@@ -116,7 +129,7 @@ func TestKillerOfWorkersIsGivenUpAndNobodyElse(t *testing.T) {
 		}
 		send(fmt.Sprintf("innocent-%04d", i), killingPayload{Text: "an innocent", WorkMS: work})
 		if i == long/2 {
-			send("killer", killingPayload{Text: "the killer", WorkMS: 1500, Kill: true})
+			send("killer", killingPayload{Text: "the killer", WorkMS: killsAfter, Kill: true})
 		}
 	}
 
@@ -146,8 +159,8 @@ func TestKillerOfWorkersIsGivenUpAndNobodyElse(t *testing.T) {
 		}
 	}
 	t.Logf("it took %d deaths of workers and %s", deaths, time.Since(began).Round(100*time.Millisecond))
-	if deaths < 3 || deaths > 4 {
-		t.Errorf("%d workers died, want 3, or 4 if one died before the killer was marked", deaths)
+	if deaths < deathsAtLeast || deaths > deathsAtMost {
+		t.Errorf("%d workers died, want %d to %d", deaths, deathsAtLeast, deathsAtMost)
 	}
 
 	eventually(t, settlePatience, "all is settled", func() error { return p.settled(t.Context()) })

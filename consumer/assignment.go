@@ -66,9 +66,9 @@ func (e *Engine) onAssigned(ctx context.Context, cl *kgo.Client, assigned map[st
 		for _, p := range replaced {
 			p.cancel()
 		}
-		e.commitMu.Lock()
+		e.commitMu.lock()
 		e.forget(cl, replaced)
-		e.commitMu.Unlock()
+		e.commitMu.unlock()
 		e.log.Warn().Int("replaced", len(replaced)).Msg("partitions assigned anew while they were held: their topic was recreated")
 	}
 	numbers := partitionNumbers(assigned)
@@ -155,8 +155,8 @@ func (e *Engine) onRevoked(ctx context.Context, cl *kgo.Client, revoked map[stri
 		e.awaitOrCancel(parts)
 	}
 	e.disown(ctx, partitionNumbers(revoked))
-	e.commitMu.Lock()
-	defer e.commitMu.Unlock()
+	e.commitMu.lock()
+	defer e.commitMu.unlock()
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	if err := e.commitParts(ctx, cl, parts); err != nil {
@@ -189,8 +189,8 @@ func (e *Engine) onLost(_ context.Context, cl *kgo.Client, lost map[string][]int
 		p.cancel()
 	}
 	// A commit under way must not outlive this callback; the lock waits for it.
-	e.commitMu.Lock()
-	defer e.commitMu.Unlock()
+	e.commitMu.lock()
+	defer e.commitMu.unlock()
 	e.forget(cl, parts)
 	if len(parts) > 0 {
 		e.metrics.lost.Add(float64(len(parts)))

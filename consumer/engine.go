@@ -51,11 +51,11 @@ type Engine struct {
 	withdrawals []holdKey
 	releases    uint64 // how often holds have been released
 	// announcing is taken while announcements are made or taken back.
-	announcing chan struct{}
+	announcing exclusive
 	suspects   suspects
 	notes      map[noteKey]note // what is to be written about tasks
 	// writing serialises what is written about tasks, so that none of it overtakes.
-	writing sync.Mutex
+	writing exclusive
 	// cancels are the runs of tasks that are said to be cancelled.
 	cancels keySet
 	// interrupts are what is to be ended for tasks that have come.
@@ -71,7 +71,7 @@ type Engine struct {
 
 	// commitMu serialises offset commits with the loss of partitions: what is
 	// committed was owned when the commit began and is until it ends.
-	commitMu sync.Mutex
+	commitMu exclusive
 	// sendCommits is [sendCommits], unless a test plays the coordinator.
 	sendCommits func(context.Context, *kgo.Client, map[topicPartition]offsetCommit) error
 
@@ -113,7 +113,9 @@ func New(cfg Config) (*Engine, error) {
 		intake: make(chan struct{}, 1),
 		ended:  make(chan struct{}, 1),
 
-		announcing:  make(chan struct{}, 1),
+		announcing:  newExclusive(),
+		writing:     newExclusive(),
+		commitMu:    newExclusive(),
 		sendCommits: sendCommits,
 
 		toLookUp: make([][]fetched, len(cfg.Priorities)),

@@ -52,7 +52,7 @@ func (e *Engine) announceRunning(ctx context.Context, parts []*partition) bool {
 	defer cancel()
 	select {
 	case e.announcing <- struct{}{}:
-		defer func() { <-e.announcing }()
+		defer e.announcing.unlock()
 	case <-ctx.Done():
 		e.metrics.handoverFailures.Inc()
 		return false
@@ -252,7 +252,7 @@ func (e *Engine) withdrawOne(ctx context.Context, key holdKey) error {
 	defer cancel()
 	select {
 	case e.announcing <- struct{}{}:
-		defer func() { <-e.announcing }()
+		defer e.announcing.unlock()
 	case <-ctx.Done():
 		return ctx.Err()
 	}

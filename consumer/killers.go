@@ -249,8 +249,8 @@ func (e *Engine) markNow(ctx context.Context, l *lane) {
 }
 
 func (e *Engine) writeMarks(ctx context.Context, marks []mark) error {
-	e.writing.Lock()
-	defer e.writing.Unlock()
+	e.writing.lock()
+	defer e.writing.unlock()
 	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
 	defer cancel()
 	err := e.handover.mark(ctx, marks)

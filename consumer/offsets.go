@@ -45,8 +45,8 @@ func (e *Engine) commitLoop(ctx context.Context, cl *kgo.Client) {
 func (e *Engine) commitOffsets(ctx context.Context, cl *kgo.Client) error {
 	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
-	e.commitMu.Lock()
-	defer e.commitMu.Unlock()
+	e.commitMu.lock()
+	defer e.commitMu.unlock()
 	e.mu.Lock()
 	parts := make([]*partition, 0, len(e.parts))
 	for _, p := range e.parts {

@@ -99,8 +99,8 @@ func (e *Engine) note(it *item, change func(*note)) {
 // writeNotes writes what there is to write. It reports whether Redis took it;
 // what it did not take is kept.
 func (e *Engine) writeNotes(ctx context.Context) bool {
-	e.writing.Lock()
-	defer e.writing.Unlock()
+	e.writing.lock()
+	defer e.writing.unlock()
 	e.mu.Lock()
 	notes := e.notes
 	if len(notes) == 0 {

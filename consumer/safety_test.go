@@ -230,7 +230,7 @@ func TestPartitionsAreNotGivenUpWhileACommitIsUnderWay(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			o.assign(0)
-			o.commitMu.Lock()
+			o.commitMu.lock()
 			done := make(chan struct{})
 			go func() {
 				giveUp()
@@ -247,7 +247,7 @@ func TestPartitionsAreNotGivenUpWhileACommitIsUnderWay(t *testing.T) {
 				t.Error("the next owner may begin while this worker still commits")
 			case <-time.After(30 * time.Millisecond):
 			}
-			o.commitMu.Unlock()
+			o.commitMu.unlock()
 			<-done
 		})
 	}

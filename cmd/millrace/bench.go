@@ -26,6 +26,9 @@ Prints a table, or with --json one object a line:
 {"name","value","unit","bound","ratio","ok"}. Exit code 1 if a figure is not
 within its bound.`,
 		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			return usage("want one of engine, commit, outbox")
+		},
 	}
 	cmd.AddCommand(benchEngineCommand(c), benchCommitCommand(c), benchOutboxCommand(c))
 	return cmd

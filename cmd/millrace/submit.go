@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -57,6 +56,15 @@ exit code 1 says that a task failed.`,
 					}
 				}
 			}
+			if command.Flags().Changed("deadline") && f.deadline <= 0 {
+				return usage("--deadline %s: want more than 0, counted from now", f.deadline)
+			}
+			if f.timeout <= 0 {
+				return usage("--timeout %s: want more than 0", f.timeout)
+			}
+			if err := millrace.OnBusy(f.onBusy).Validate(); err != nil {
+				return usage("--on-busy: %w", err)
+			}
 			return c.submit(command.Context(), f)
 		},
 	}
@@ -86,7 +94,7 @@ func (c *cli) submit(ctx context.Context, f submitFlags) error {
 	api := newAPI(s.URL)
 	defer api.close()
 	if f.batch != "" {
-		in, err := c.open(f.batch)
+		in, err := c.open("--batch", f.batch)
 		if err != nil {
 			return err
 		}
@@ -112,9 +120,8 @@ func (c *cli) submit(ctx context.Context, f submitFlags) error {
 // taskBody returns the body of POST /v1/tasks.
 func (c *cli) taskBody(f submitFlags) ([]byte, error) {
 	payload := []byte(f.payload)
-	path, isFile := strings.CutPrefix(f.payload, "@")
-	if f.payload == "-" || isFile {
-		in, err := c.open(cmp.Or(path, "-"))
+	if path, isFile := strings.CutPrefix(f.payload, "@"); isFile || path == "-" {
+		in, err := c.open("--payload", path)
 		if err != nil {
 			return nil, err
 		}
@@ -150,12 +157,17 @@ func (c *cli) taskBody(f submitFlags) ([]byte, error) {
 	return body, nil
 }
 
-// open opens a file, or standard input for "-".
-func (c *cli) open(path string) (io.ReadCloser, error) {
+// open opens the file that a flag names, or standard input for "-". A file that
+// cannot be opened is a wrong call.
+func (c *cli) open(flag, path string) (io.ReadCloser, error) {
 	if path == "-" {
 		return io.NopCloser(c.in), nil
 	}
-	return os.Open(path)
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, usage("%s: %w", flag, err)
+	}
+	return file, nil
 }
 
 // errTaskFailed is for a task that came to an end, but not to its result.

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"strings"
 	"time"
@@ -185,7 +187,12 @@ func (c *cli) demoInput(f *upFlags) (*demo.Input, error) {
 	case !f.demo:
 		return nil, nil //nolint:nilnil // no demo, no input
 	case f.input != "":
-		return demo.OpenInput(f.input, c.in)
+		input, err := demo.OpenInput(f.input, c.in)
+		var wrong *fs.PathError
+		if errors.As(err, &wrong) && wrong.Op != "read" {
+			return nil, usage("--input: %w", err)
+		}
+		return input, err
 	}
 	return demo.Generate(f.conversations, f.seed), nil
 }

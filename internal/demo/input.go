@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"syscall"
 
 	"millrace"
 )
@@ -79,7 +81,7 @@ func OpenInput(path string, stdin io.Reader) (*Input, error) {
 		return nil, fmt.Errorf("open input: %w", err)
 	}
 	if info.IsDir() {
-		return nil, fmt.Errorf("input %s is a directory, want a file", path)
+		return nil, fmt.Errorf("open input: %w", &fs.PathError{Op: "open", Path: path, Err: syscall.EISDIR})
 	}
 	in := &Input{name: path, lenient: !info.Mode().IsRegular(), open: func() (source, error) {
 		f, err := os.Open(path)

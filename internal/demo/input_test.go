@@ -137,7 +137,7 @@ func TestUnusableInputsAreRefused(t *testing.T) {
 		want string
 	}{
 		"missing":    {filepath.Join(t.TempDir(), "none"), "no such file"},
-		"a folder":   {t.TempDir(), "is a directory, want a file"},
+		"a folder":   {t.TempDir(), "is a directory"},
 		"empty":      {writeInput(t, nil), "holds no turns"},
 		"half a zip": {writeInput(t, whole[:len(whole)/2]), "the gzip file is cut short"},
 		"no zip":     {writeInput(t, append([]byte{0x1f, 0x8b}, make([]byte, 20)...)), "gzip"},

@@ -185,17 +185,6 @@ func (w *watched) hear() {
 	}
 }
 
-// CheckDependency says why a dependency is out, or nil. It asks nobody.
-func (e *Engine) CheckDependency(name string) error {
-	w := e.watchedOf(name)
-	if w == nil {
-		return fmt.Errorf("dependency %q is not watched", name)
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return w.state()
-}
-
 // state is called with the engine's mutex held.
 func (w *watched) state() error {
 	if w.out == nil {

@@ -120,7 +120,7 @@ func TestWithoutAnOptionalDependencyTurnsStart(t *testing.T) {
 		if err := o.Check(t.Context()); err != nil {
 			t.Errorf("ready says %v", err)
 		}
-		if err := o.CheckDependency(millrace.Redis); err == nil {
+		if err := stateOf(o.Engine, millrace.Redis); err == nil {
 			t.Error("the outage is not known")
 		}
 	})
@@ -243,11 +243,18 @@ func TestKafkaThatIsGoneMakesTheWorkerUnready(t *testing.T) {
 		t.Errorf("ready says %v", err)
 	}
 	b.cluster.Close()
-	eventually(t, "Kafka is found to be out", func() bool { return engine.CheckDependency(millrace.Kafka) != nil })
+	eventually(t, "Kafka is found to be out", func() bool { return stateOf(engine, millrace.Kafka) != nil })
 	if err := engine.Check(t.Context()); err == nil || !strings.Contains(err.Error(), "kafka has been out") {
 		t.Errorf("ready says %v", err)
 	}
 	if err := engine.Live(t.Context()); err != nil {
 		t.Errorf("live says %v", err)
 	}
+}
+
+// stateOf says why a dependency is out, or nil. It asks nobody.
+func stateOf(e *Engine, name string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.watchedOf(name).state()
 }

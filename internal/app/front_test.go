@@ -3,6 +3,9 @@ package app
 import (
 	"context"
 	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,7 +26,12 @@ func TestProcessIsReadyFromItsStartUntilItIsToldToStop(t *testing.T) {
 	// What the checks say is repeated for a second: here they are asked afresh.
 	ready := func() error {
 		p.Health.Ready("afresh", func(context.Context) error { return nil })
-		return p.Health.CheckReady(t.Context())
+		w := httptest.NewRecorder()
+		f.mux.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/readyz", http.NoBody))
+		if w.Code == http.StatusOK {
+			return nil
+		}
+		return errors.New(strings.TrimSpace(w.Body.String()))
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	drained := false

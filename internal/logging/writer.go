@@ -88,13 +88,6 @@ func (w *Writer) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// Dropped returns how many lines did not reach the sink so far.
-func (w *Writer) Dropped() uint64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.lost
-}
-
 // Close flushes what waits and ends the writer; lines that come later are
 // dropped. When ctx ends first, the error says how many lines are lost. The
 // sink is then still in its last write, which nothing can interrupt.

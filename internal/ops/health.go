@@ -44,13 +44,6 @@ func (h *Health) Live(name string, check Check) { h.live.add(name, check) }
 // Ready adds a check of what the process needs in order to do its work.
 func (h *Health) Ready(name string, check Check) { h.ready.add(name, check) }
 
-// CheckReady runs the readiness checks, or repeats what they said less than a
-// second ago. The error names each check that failed.
-func (h *Health) CheckReady(ctx context.Context) error { return failed(h.ready.run(ctx)) }
-
-// CheckLive is CheckReady for the liveness checks.
-func (h *Health) CheckLive(ctx context.Context) error { return failed(h.live.run(ctx)) }
-
 // Handle adds /livez and /readyz to mux. Both answer 200 or 503; with ?verbose
 // they list each check. Names are public to whoever reaches the address, the
 // reasons of failures are as well.

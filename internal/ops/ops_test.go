@@ -79,7 +79,7 @@ func TestChecksRunSideBySideWithinTheTimeout(t *testing.T) {
 			h.Ready(name, func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
 		}
 		start := time.Now()
-		if err := h.CheckReady(t.Context()); err == nil || strings.Count(err.Error(), "\n") != 2 {
+		if err := failed(h.ready.run(t.Context())); err == nil || strings.Count(err.Error(), "\n") != 2 {
 			t.Errorf("want three failures, got %v", err)
 		}
 		if took := time.Since(start); took != time.Second {
@@ -96,7 +96,7 @@ func TestResultsAreReusedForASecond(t *testing.T) {
 		var group sync.WaitGroup
 		for range 10 {
 			group.Go(func() {
-				if err := h.CheckReady(t.Context()); err != nil {
+				if err := failed(h.ready.run(t.Context())); err != nil {
 					t.Error(err)
 				}
 			})
@@ -106,7 +106,7 @@ func TestResultsAreReusedForASecond(t *testing.T) {
 			t.Errorf("ran %d times for ten callers at once", ran.Load())
 		}
 		<-time.After(time.Second)
-		if err := h.CheckReady(t.Context()); err != nil || ran.Load() != 2 {
+		if err := failed(h.ready.run(t.Context())); err != nil || ran.Load() != 2 {
 			t.Errorf("after a second: ran %d times, %v", ran.Load(), err)
 		}
 	})
@@ -118,16 +118,16 @@ func TestHungCheckFailsAndIsNotStartedTwice(t *testing.T) {
 		var ran atomic.Int32
 		h := NewHealth(time.Second)
 		h.Live("loop", func(context.Context) error { ran.Add(1); <-release; return nil })
-		if err := h.CheckLive(t.Context()); err == nil || !strings.Contains(err.Error(), "no answer in time") {
+		if err := failed(h.live.run(t.Context())); err == nil || !strings.Contains(err.Error(), "no answer in time") {
 			t.Errorf("got %v", err)
 		}
 		<-time.After(time.Second)
-		if err := h.CheckLive(t.Context()); err == nil || ran.Load() != 1 {
+		if err := failed(h.live.run(t.Context())); err == nil || ran.Load() != 1 {
 			t.Errorf("got %v after %d runs", err, ran.Load())
 		}
 		close(release)
 		<-time.After(time.Second)
-		if err := h.CheckLive(t.Context()); err != nil {
+		if err := failed(h.live.run(t.Context())); err != nil {
 			t.Errorf("after it recovered: %v", err)
 		}
 	})
@@ -138,7 +138,7 @@ func TestCallerThatHangsUpDoesNotFailTheCheck(t *testing.T) {
 	h.Ready("kafka", func(ctx context.Context) error { return ctx.Err() })
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := h.CheckReady(ctx); err != nil {
+	if err := failed(h.ready.run(ctx)); err != nil {
 		t.Error(err)
 	}
 }

@@ -14,8 +14,10 @@ import (
 // offset.
 const explainRoute = "GET /v1/tasks/{id}/explain"
 
-// explain answers for engines that share an address.
+// explain answers for engines that share an address, one question at a time: each
+// looks through all that waits there, under the mutex that turns start with.
 func explain(engines ...*consumer.Engine) http.Handler {
+	asked := make(chan struct{}, 1)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		query := r.URL.Query()
 		id := r.PathValue("id")
@@ -28,16 +30,13 @@ func explain(engines ...*consumer.Engine) http.Handler {
 			http.Error(w, "want topic, partition and offset together, the last two as whole numbers", http.StatusBadRequest)
 			return
 		}
-		var found *consumer.Explanation
-		for _, e := range engines {
-			if meant := query.Get("incarnation"); meant != "" && meant != e.Incarnation() {
-				continue
-			}
-			x := e.Explain(id, at)
-			if found == nil || found.State == consumer.Absent {
-				found = &x
-			}
+		select {
+		case asked <- struct{}{}:
+		case <-r.Context().Done():
+			return
 		}
+		found := explanationOf(engines, query.Get("incarnation"), id, at)
+		<-asked // before the answer is written: its reader may be slow
 		if found == nil {
 			http.Error(w, "another worker serves this address", http.StatusNotFound)
 			return
@@ -46,6 +45,22 @@ func explain(engines ...*consumer.Engine) http.Handler {
 		w.Header().Set("Cache-Control", "no-store")
 		_ = json.NewEncoder(w).Encode(found) // the asker has gone
 	})
+}
+
+// explanationOf asks the engines, or the one that is meant, for a task. Nil: that
+// one is not among them.
+func explanationOf(engines []*consumer.Engine, meant, id string, at *consumer.Place) *consumer.Explanation {
+	var found *consumer.Explanation
+	for _, e := range engines {
+		if meant != "" && meant != e.Incarnation() {
+			continue
+		}
+		x := e.Explain(id, at)
+		if found == nil || found.State == consumer.Absent {
+			found = &x
+		}
+	}
+	return found
 }
 
 func placeOf(topic, partition, offset string) (*consumer.Place, bool) {

@@ -99,8 +99,29 @@ type Completion struct {
 	Error string
 	// DeadLetter is set when the task was given up on.
 	DeadLetter *DeadLetter
+	// Also are the other tasks of the conversation that the turn has answered. They
+	// end as the task does, with its result and in its transaction, or not at all.
+	// One of them that was completed before stays as it is. Effects and usage are
+	// the task's.
+	Also       []Also
 	StartedAt  time.Time
 	FinishedAt time.Time
+}
+
+// Also is a task that ends along with another.
+type Also struct {
+	Task Task
+	// DeadLetter is set when the other has one.
+	DeadLetter *DeadLetter
+}
+
+// Each returns the completion of c.Also[i].
+func (c *Completion) Each(i int) Completion {
+	return Completion{
+		Task: c.Also[i].Task, Status: c.Status, Base: c.Base, Attempts: c.Attempts,
+		Effects: Effects{Result: c.Effects.Result}, Error: c.Error, DeadLetter: c.Also[i].DeadLetter,
+		StartedAt: c.StartedAt, FinishedAt: c.FinishedAt,
+	}
 }
 
 // EventKey returns the Kafka key of the events of this task: the conversation,

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"strconv"
+	"strings"
 )
 
 // Step names one journaled call inside a turn: an LLM call or a tool call.
@@ -46,6 +47,10 @@ func (e *StepMismatchError) Error() string {
 		"what a handler does between steps must follow from the task and the conversation alone", e.Step)
 }
 
+// ReservedSteps begins the names under which the journal keeps what is not a
+// handler's.
+const ReservedSteps = "millrace:"
+
 // Step runs a call with an outcome that must not be produced, or paid for,
 // twice. When an earlier run of this task has journaled the outcome, Step
 // returns that and run is not called. Steps with one name are told apart by the
@@ -53,7 +58,12 @@ func (e *StepMismatchError) Error() string {
 //
 // From the moment run is called until Step returns, a crash leaves the call
 // ambiguous: it may have happened. The task's next run calls it again.
+//
+// Names that begin with [ReservedSteps] are refused.
 func (t *Turn) Step(ctx context.Context, name string, request []byte, run func(context.Context) (StepResult, error)) ([]byte, error) {
+	if strings.HasPrefix(name, ReservedSteps) {
+		return nil, Permanent(fmt.Errorf("step %q: names that begin with %q are reserved", name, ReservedSteps))
+	}
 	if t.journal == nil {
 		result, err := run(ctx)
 		if err != nil {

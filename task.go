@@ -66,15 +66,18 @@ const (
 	BusyInterrupt OnBusy = "interrupt"
 	// BusyReject: the task fails at once, without a turn.
 	BusyReject OnBusy = "reject"
+	// BusyCoalesce: the task waits, and one turn answers it together with those
+	// that wait next to it and say the same.
+	BusyCoalesce OnBusy = "coalesce"
 )
 
 // Validate reports whether b is empty or a policy.
 func (b OnBusy) Validate() error {
 	switch b {
-	case "", BusyEnqueue, BusyInterrupt, BusyReject:
+	case "", BusyEnqueue, BusyInterrupt, BusyReject, BusyCoalesce:
 		return nil
 	}
-	return fmt.Errorf("on busy %q: want %s, %s or %s", string(b), BusyEnqueue, BusyInterrupt, BusyReject)
+	return fmt.Errorf("on busy %q: want %s, %s, %s or %s", string(b), BusyEnqueue, BusyCoalesce, BusyInterrupt, BusyReject)
 }
 
 // Status says how far a task has come.

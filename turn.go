@@ -21,6 +21,8 @@ type HistoryReader interface {
 type TurnConfig struct {
 	Task         Task
 	Conversation Conversation
+	// Coalesced are the further tasks that the turn is to answer.
+	Coalesced []*Task
 	// Attempt counts from 1. 0 means 1.
 	Attempt int
 	// History reads what Conversation.Tail lacks. Nil: the tail is all there is.
@@ -42,6 +44,7 @@ type Dependencies interface {
 // from several goroutines.
 type Turn struct {
 	task    Task
+	others  []*Task
 	conv    Conversation
 	attempt int
 	history HistoryReader
@@ -59,6 +62,7 @@ type Turn struct {
 func NewTurn(cfg TurnConfig) *Turn {
 	return &Turn{
 		task:    cfg.Task,
+		others:  cfg.Coalesced,
 		conv:    cfg.Conversation,
 		attempt: max(cfg.Attempt, 1),
 		history: cfg.History,
@@ -100,6 +104,11 @@ func (t *Turn) Outage() error {
 // Task returns the task. Its payload and attributes are shared: do not change
 // them.
 func (t *Turn) Task() *Task { return &t.task }
+
+// Coalesced returns the further tasks that this turn answers, in order: those
+// that waited behind its own with [BusyCoalesce]. They get the turn's result. Do
+// not change them.
+func (t *Turn) Coalesced() []*Task { return t.others }
 
 // Attempt returns which try this is, from 1.
 func (t *Turn) Attempt() int { return t.attempt }

@@ -132,6 +132,17 @@ func TestStepRunsOnceAndIsReplayed(t *testing.T) {
 	}
 }
 
+func TestReservedNamesOfStepsAreRefused(t *testing.T) {
+	journal := &mapJournal{done: make(map[string]millrace.StepResult)}
+	_, err := newTurn(journal).Step(t.Context(), millrace.ReservedSteps+"coalesced", nil, func(context.Context) (millrace.StepResult, error) {
+		t.Error("the step ran")
+		return millrace.StepResult{}, nil
+	})
+	if !millrace.IsPermanent(err) {
+		t.Errorf("%v, want a permanent error", err)
+	}
+}
+
 func TestFailedStepIsNotRecorded(t *testing.T) {
 	journal := &mapJournal{done: make(map[string]millrace.StepResult)}
 	refused := millrace.RetryAfter(time.Second, errors.New("429"))

@@ -30,6 +30,9 @@ func (e *Engine) rejected(l *lane, it *item) bool {
 		it.lookUp = true
 		return false
 	}
+	if it.task.OnBusy == millrace.BusyCoalesce {
+		return false
+	}
 	target := l.current
 	if !l.running {
 		target = l.head()
@@ -58,11 +61,11 @@ func (e *Engine) rejected(l *lane, it *item) bool {
 // waits there. A task that was not rejected came to an empty lane, so that it is
 // nowhere else.
 func (l *lane) fronts(key millrace.Key) bool {
-	if l.running && l.current.task.Key() == key || l.pinned != nil && l.pinned.task.Key() == key {
+	if l.running && l.current.answers(key) || l.pinned != nil && l.pinned.answers(key) {
 		return true
 	}
 	for i := range l.waiting {
-		if it := l.waiting[i].first; it != nil && it.task.Key() == key {
+		if it := l.waiting[i].first; it != nil && it.answers(key) {
 			return true
 		}
 	}

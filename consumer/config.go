@@ -25,6 +25,11 @@ type Store interface {
 	Completed(ctx context.Context, keys []millrace.Key) (map[millrace.Key]bool, error)
 	// Commit makes a completion durable and says what became of it.
 	Commit(ctx context.Context, c millrace.Completion) (millrace.Outcome, error)
+	// Coalesce makes it durable that a turn of leader answers members as well, and
+	// returns those that it is to answer: what the journal holds for the leader until
+	// it is complete, or else what is neither complete nor begun. Anew forgets what
+	// the journal holds for the leader, its steps among it.
+	Coalesce(ctx context.Context, leader millrace.Key, members []millrace.Key, anew bool) ([]millrace.Key, error)
 }
 
 // Cancels is what tells the engine of cancels.

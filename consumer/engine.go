@@ -12,6 +12,8 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"millrace"
 )
 
 // Engine runs the turns of one worker.
@@ -327,6 +329,7 @@ func (e *Engine) enqueue(tp topicPartition, highWatermark int64, items []*item) 
 		it.part, it.priority = part, part.priority
 		it.task.Priority = e.cfg.Priorities[part.priority]
 		it.lookUp = it.invalid == nil && (it.record.Offset < part.lookUpBelow || it.task.Redrive > 0)
+		it.inherited = it.lookUp && it.task.OnBusy == millrace.BusyCoalesce
 		// A redrive is looked up in its slot, right before it runs: the same one may
 		// have been sent twice and stand in the log next to itself.
 		lookUp = lookUp || it.lookUp && it.task.Redrive == 0
@@ -489,6 +492,9 @@ func (e *Engine) next(now time.Time) (*lane, *item) {
 	if e.cancels.has(it.task.Key()) {
 		it.lookUp = true
 	}
+	if it.task.OnBusy == millrace.BusyCoalesce {
+		it.gather(l)
+	}
 	e.cache.take(l)
 	l.running, l.current = true, it
 	l.slot = len(e.running)
@@ -522,6 +528,9 @@ func (e *Engine) finish(l *lane, it *item, v verdict, now time.Time) (*lane, *it
 	}
 	switch {
 	case v.kind == finished:
+		if it.group != nil {
+			e.endGroup(l, it, v.committed)
+		}
 		// Of a partition that is being revoked as well: its last commit is still to
 		// come. After that the mark leads nowhere.
 		part.tracker.done(it.record.Offset)

@@ -119,8 +119,8 @@ func (e *Engine) Explain(id string, at *Place) Explanation {
 	defer e.mu.Unlock()
 	now := time.Now()
 	for _, l := range e.running {
-		if l.current.task.ID == id {
-			return e.explain(l, l.current, now)
+		if it := l.current.named(id); it != nil {
+			return e.explainAnswered(l, l.current, it, now)
 		}
 	}
 	for p := range e.toLookUp {
@@ -143,14 +143,17 @@ func (e *Engine) Explain(id string, at *Place) Explanation {
 			e.mu.Lock()
 		}
 		for _, it := range []*item{l.pinned, l.current} {
-			if it != nil && it.task.ID == id {
-				return e.explain(l, it, now)
+			if it == nil {
+				continue
+			}
+			if m := it.named(id); m != nil {
+				return e.explainAnswered(l, it, m, now)
 			}
 		}
 		for i := range l.waiting {
 			for it := range l.waiting[i].all() {
-				if it.task.ID == id {
-					return e.explain(l, it, now)
+				if m := it.named(id); m != nil {
+					return e.explainAnswered(l, it, m, now)
 				}
 			}
 		}

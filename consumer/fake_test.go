@@ -19,6 +19,10 @@ type memoryStore struct {
 	mu          sync.Mutex
 	convs       map[string]millrace.Conversation
 	completions map[millrace.Key]millrace.Completion
+	// groups are those that are journaled, journalings counts how often it was
+	// written or asked.
+	groups      map[millrace.Key][]millrace.Key
+	journalings int
 	order       []millrace.Completion
 	// fail, when set, is asked before every commit.
 	fail    func(millrace.Completion) error
@@ -29,6 +33,7 @@ func newMemoryStore() *memoryStore {
 	return &memoryStore{
 		convs:       make(map[string]millrace.Conversation),
 		completions: make(map[millrace.Key]millrace.Completion),
+		groups:      make(map[millrace.Key][]millrace.Key),
 		changed:     make(chan struct{}),
 	}
 }
@@ -77,9 +82,33 @@ func (s *memoryStore) Commit(_ context.Context, c millrace.Completion) (millrace
 	}
 	s.completions[c.Task.Key()] = c
 	s.order = append(s.order, c)
+	for i := range c.Also {
+		other := c.Each(i)
+		if _, done := s.completions[other.Task.Key()]; !done {
+			s.completions[other.Task.Key()] = other
+			s.order = append(s.order, other)
+		}
+	}
+	delete(s.groups, c.Task.Key())
 	close(s.changed)
 	s.changed = make(chan struct{})
 	return millrace.Committed, nil
+}
+
+func (s *memoryStore) Coalesce(_ context.Context, leader millrace.Key, members []millrace.Key, anew bool) ([]millrace.Key, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.journalings++
+	if held := s.groups[leader]; held != nil && !anew {
+		return held, nil
+	}
+	delete(s.groups, leader)
+	for _, key := range members {
+		if _, done := s.completions[key]; !done {
+			s.groups[leader] = append(s.groups[leader], key)
+		}
+	}
+	return s.groups[leader], nil
 }
 
 // countingStore counts how often conversations are opened.

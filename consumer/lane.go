@@ -54,6 +54,12 @@ type item struct {
 	recorded bool
 	recall   bool
 	deaths   deaths
+	// group holds the further items that its turn answers, if there are any. Their
+	// sizes are part of its own.
+	group *group
+	// inherited says that an earlier run may have journaled such items, asked that
+	// the journal has been asked for them.
+	inherited, asked bool
 	// next is the item behind it in its lane.
 	next *item
 }

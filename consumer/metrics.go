@@ -70,7 +70,7 @@ func newMetrics(reg prometheus.Registerer, priorities []millrace.Priority) *metr
 			Name: "millrace_consumer_dead_letters_total", Help: "Tasks given up on, by reason.",
 		}, []string{"reason"}),
 		busy: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "millrace_consumer_busy_total", Help: "Tasks that ended because their conversation was busy: rejected, or interrupted by another.",
+			Name: "millrace_consumer_busy_total", Help: "Tasks that ended as they did because their conversation was busy: rejected, interrupted by another, or coalesced into the turn of another.",
 		}, []string{"outcome"}),
 		queueWait:    histogram("queue_wait_seconds", "From a task's time until its first turn starts.", "priority"),
 		turnSeconds:  histogram("turn_seconds", "Duration of one handler call.", "priority"),

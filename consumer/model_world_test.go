@@ -562,6 +562,13 @@ func (m *peer) Completed(ctx context.Context, keys []millrace.Key) (map[millrace
 	return m.w.store.Completed(ctx, keys)
 }
 
+func (m *peer) Coalesce(ctx context.Context, leader millrace.Key, members []millrace.Key, anew bool) ([]millrace.Key, error) {
+	if m.gone.Err() != nil {
+		return nil, errGone
+	}
+	return m.w.store.Coalesce(ctx, leader, members, anew)
+}
+
 func (m *peer) Commit(ctx context.Context, c millrace.Completion) (millrace.Outcome, error) {
 	m.w.mu.Lock()
 	fate := m.w.chance("commit of "+c.Task.ID, m.w.started[c.Task.ID])

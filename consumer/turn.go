@@ -80,6 +80,12 @@ func (e *Engine) process(l *lane, it *item, now time.Time) verdict {
 		}
 		now = time.Now()
 	}
+	if it.task.OnBusy == millrace.BusyCoalesce {
+		if v, done := e.coalesce(ctx, l, it, now); done {
+			return v
+		}
+		now = time.Now()
+	}
 	if l.conv == nil {
 		conv, err := e.cfg.Store.Open(ctx, &it.task)
 		if err != nil {
@@ -95,7 +101,7 @@ func (e *Engine) process(l *lane, it *item, now time.Time) verdict {
 func (e *Engine) runTurn(ctx context.Context, l *lane, it *item, started time.Time) verdict {
 	prio := string(it.task.Priority)
 	turn := millrace.NewTurn(millrace.TurnConfig{
-		Task: it.task, Conversation: *l.conv, Attempt: it.attempts + 1,
+		Task: it.task, Coalesced: it.coalesced(), Conversation: *l.conv, Attempt: it.attempts + 1,
 		History: e.cfg.History, Journal: e.cfg.Journal, Dependencies: &e.breakers,
 	})
 	if it.attempts == 0 && it.outages == 0 && !it.task.Time.IsZero() {
@@ -132,6 +138,8 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item, started time.Ti
 		// A dependency that fails because the turn's own time is up is not out: such a
 		// turn would come back for ever.
 		return e.unavailable(ctx, l, it, err, stack)
+	case it.strayed(err):
+		return verdict{kind: retry}
 	}
 	return e.failed(ctx, l, it, err, stack)
 }
@@ -248,6 +256,7 @@ func (e *Engine) giveUp(ctx context.Context, l *lane, it *item, reason, detail, 
 
 // commit hands a completion in and moves the lane's conversation on.
 func (e *Engine) commit(ctx context.Context, l *lane, it *item, c millrace.Completion) verdict {
+	c.Also = it.also(c.DeadLetter)
 	outcome, err := e.cfg.Store.Commit(ctx, c)
 	if err != nil {
 		if millrace.IsUnavailable(err) || ctx.Err() != nil {

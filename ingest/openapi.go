@@ -262,8 +262,10 @@ func (a *api) taskSchema() *huma.Schema {
 	attempts := intSchema(1, millrace.MaxAttempts)
 	attempts.Nullable, attempts.Description = true, "How often the task is tried at most. Default: the worker's."
 	onBusy := &huma.Schema{
-		Type: huma.TypeString, Nullable: true, Enum: []any{string(millrace.BusyEnqueue), string(millrace.BusyInterrupt), string(millrace.BusyReject), nil},
+		Type: huma.TypeString, Nullable: true,
+		Enum: []any{string(millrace.BusyEnqueue), string(millrace.BusyCoalesce), string(millrace.BusyInterrupt), string(millrace.BusyReject), nil},
 		Description: "What happens if another task of the conversation runs or waits when this one comes to its worker: it waits for its turn (`enqueue`, the default); " +
+			"it waits, and one turn answers it together with those that wait next to it and say the same (`coalesce`); " +
 			"it waits, and the one that runs is ended as `cancelled` with what it has answered so far (`interrupt`); or it ends as `failed` at once (`reject`).",
 	}
 	value := text("A value.", millrace.MaxAttributeBytes)

@@ -181,7 +181,7 @@ func (d *taskDecoder) setValue(t *millrace.Task, m member, now time.Time, errs *
 		t.OnBusy = millrace.OnBusy(s)
 		if t.OnBusy == "" || t.OnBusy.Validate() != nil {
 			t.OnBusy = ""
-			return fmt.Errorf("%q: want %s, %s or %s", clip(s), millrace.BusyEnqueue, millrace.BusyInterrupt, millrace.BusyReject)
+			return fmt.Errorf("%q: want %s, %s, %s or %s", clip(s), millrace.BusyEnqueue, millrace.BusyCoalesce, millrace.BusyInterrupt, millrace.BusyReject)
 		}
 	case fieldPriority:
 		t.Priority = millrace.Priority(s)

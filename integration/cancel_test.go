@@ -29,10 +29,11 @@ type waitingHandler struct {
 
 	mu            sync.Mutex
 	ran, canceled []string
+	with          map[string][]string // by task: those that its turn was to answer as well
 }
 
 func newWaitingHandler(t *testing.T) *waitingHandler {
-	h := &waitingHandler{released: make(chan struct{})}
+	h := &waitingHandler{released: make(chan struct{}), with: make(map[string][]string)}
 	server := httptest.NewServer(http.HandlerFunc(h.serve))
 	t.Cleanup(server.Close)
 	h.url = server.URL
@@ -47,10 +48,18 @@ func (h *waitingHandler) serve(w http.ResponseWriter, r *http.Request) {
 				Wait bool `json:"wait"`
 			} `json:"payload"`
 		} `json:"task"`
+		Coalesced []struct {
+			ID string `json:"id"`
+		} `json:"coalesced"`
 	}
 	if err := json.NewDecoder(r.Body).Decode(&turn); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
+	}
+	for _, other := range turn.Coalesced {
+		h.mu.Lock()
+		h.with[turn.Task.ID] = append(h.with[turn.Task.ID], other.ID)
+		h.mu.Unlock()
 	}
 	h.note(&h.ran, turn.Task.ID)
 	if turn.Task.Payload.Wait {

@@ -35,7 +35,7 @@ type commitResult struct {
 // committed. Committing the same completion again settles it. Any other error
 // says that PostgreSQL refuses the completion for what it holds.
 func (s *Store) Commit(ctx context.Context, c millrace.Completion) (millrace.Outcome, error) {
-	if s.cfg.DropResults && c.Status == millrace.StatusCompleted && c.Effects.Empty() && c.Effects.Usage == (millrace.Usage{}) {
+	if s.cfg.DropResults && c.Status == millrace.StatusCompleted && c.Effects.Empty() && c.Effects.Usage == (millrace.Usage{}) && len(c.Also) == 0 {
 		return millrace.Committed, nil
 	}
 	p := &pendingCommit{completion: c, done: make(chan commitResult, 1)}
@@ -78,6 +78,12 @@ func newAdmission() func(*pendingCommit) bool {
 		if _, taken := tasks[task.Key()]; taken {
 			return false
 		}
+		also := p.completion.Also
+		for i := range also {
+			if _, taken := tasks[also[i].Task.Key()]; taken {
+				return false
+			}
+		}
 		if task.Conversation != "" {
 			if _, taken := conversations[task.Conversation]; taken {
 				return false
@@ -85,6 +91,9 @@ func newAdmission() func(*pendingCommit) bool {
 			conversations[task.Conversation] = struct{}{}
 		}
 		tasks[task.Key()] = struct{}{}
+		for i := range also {
+			tasks[also[i].Task.Key()] = struct{}{}
+		}
 		return true
 	}
 }
@@ -99,17 +108,25 @@ const (
 
 // sizeOf returns about how many bytes a completion has on its way to PostgreSQL.
 func sizeOf(c *millrace.Completion) int {
-	n := len(c.Effects.State) + 2*len(c.Effects.Result) // in the completion and in the event
+	n := len(c.Effects.State) + 2*len(c.Effects.Result)*(1+len(c.Also)) // in the completion and in the event
 	for i := range c.Effects.Messages {
 		n += len(c.Effects.Messages[i].Content)
 	}
 	for i := range c.Effects.Events {
 		n += len(c.Effects.Events[i].Data)
 	}
-	if d := c.DeadLetter; d != nil {
-		n += 2*len(d.Record.Value) + len(d.Stack) // in the list and in the event
+	n += sizeOfDeadLetter(c.DeadLetter)
+	for i := range c.Also {
+		n += sizeOfDeadLetter(c.Also[i].DeadLetter)
 	}
 	return n
+}
+
+func sizeOfDeadLetter(d *millrace.DeadLetter) int {
+	if d == nil {
+		return 0
+	}
+	return 2*len(d.Record.Value) + len(d.Stack) // in the list and in the event
 }
 
 // commitBatch commits a batch and tells every turn its outcome. A batch that
@@ -177,6 +194,11 @@ func (s *Store) afterCommit(ctx context.Context, batch []*pendingCommit, outcome
 			continue
 		}
 		finished = append(finished, c.Task.ID)
+		for j := range c.Also {
+			if outcomes[i] == millrace.Committed {
+				finished = append(finished, c.Also[j].Task.ID)
+			}
+		}
 		if outcomes[i] != millrace.Committed {
 			continue
 		}

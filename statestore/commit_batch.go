@@ -29,6 +29,8 @@ var (
 	lockConversationsSQL string
 	//go:embed sql/commit_3_completions.sql
 	insertCompletionsSQL string
+	//go:embed sql/commit_3_also.sql
+	deleteOrphansSQL string
 	//go:embed sql/commit_4_messages.sql
 	insertMessagesSQL string
 	//go:embed sql/commit_5_state.sql
@@ -61,7 +63,7 @@ func (s *Store) commitOnce(ctx context.Context, batch []*pendingCommit) ([]millr
 		return nil, &refusedError{err}
 	}
 	found := make(map[millrace.Key]uuid.UUID, len(batch))
-	keys := keyColumns(batch)
+	keys := keyColumns(turnsOf(batch))
 	sql.Queue(outcomesSQL, keys.ids, keys.redrives).Query(func(rows pgx.Rows) error {
 		var (
 			key millrace.Key
@@ -96,13 +98,47 @@ type keys struct {
 	redrives []int32
 }
 
-func keyColumns(batch []*pendingCommit) keys {
-	k := keys{ids: make([]string, len(batch)), redrives: make([]int32, len(batch))}
-	for i, p := range batch {
-		k.ids[i] = p.completion.Task.ID
-		k.redrives[i] = int32(p.completion.Task.Redrive) //nolint:gosec // bounded by the codec
+func keyColumns(cs []*millrace.Completion) keys {
+	k := keys{ids: make([]string, len(cs)), redrives: make([]int32, len(cs))}
+	for i, c := range cs {
+		k.ids[i] = c.Task.ID
+		k.redrives[i] = int32(c.Task.Redrive) //nolint:gosec // bounded by the codec
 	}
 	return k
+}
+
+// turnsOf returns the completions of a batch, one for each turn.
+func turnsOf(batch []*pendingCommit) []*millrace.Completion {
+	cs := make([]*millrace.Completion, len(batch))
+	for i, p := range batch {
+		cs[i] = &p.completion
+	}
+	return cs
+}
+
+// withAlso returns the completions of a batch, one for each task: those of the
+// tasks that a turn has answered along with its own follow it. Of these, led
+// holds the keys, and leaders those of the turns' own tasks.
+func withAlso(batch []*pendingCommit) (cs []*millrace.Completion, led, leaders keys) {
+	cs = turnsOf(batch)
+	for i, p := range slices.Backward(batch) {
+		var also []*millrace.Completion
+		for j := range p.completion.Also {
+			c := p.completion.Each(j)
+			also = append(also, &c)
+		}
+		if len(also) == 0 {
+			continue
+		}
+		cs = slices.Insert(cs, i+1, also...)
+		k := keyColumns(also)
+		led.ids, led.redrives = append(led.ids, k.ids...), append(led.redrives, k.redrives...)
+		for range also {
+			leaders.ids = append(leaders.ids, p.completion.Task.ID)
+			leaders.redrives = append(leaders.redrives, int32(p.completion.Task.Redrive)) //nolint:gosec // bounded by the codec
+		}
+	}
+	return cs, led, leaders
 }
 
 func (s *Store) buildBatch(token uuid.UUID, batch []*pendingCommit) (*pgx.Batch, error) {
@@ -121,23 +157,27 @@ func (s *Store) buildBatch(token uuid.UUID, batch []*pendingCommit) (*pgx.Batch,
 		sql.Queue(createConversationsSQL, conversations)
 		sql.Queue(lockConversationsSQL, conversations)
 	}
-	queueCompletions(sql, token, batch)
-	queueMessages(sql, token, batch)
-	queueStates(sql, token, batch)
-	if err := s.queueOutbox(sql, token, batch); err != nil {
+	cs, led, leaders := withAlso(batch)
+	queueCompletions(sql, token, cs)
+	if len(led.ids) > 0 {
+		sql.Queue(deleteOrphansSQL, token, led.ids, led.redrives, leaders.ids, leaders.redrives)
+	}
+	queueMessages(sql, token, cs)
+	queueStates(sql, token, cs)
+	if err := s.queueOutbox(sql, token, cs); err != nil {
 		return nil, err
 	}
-	if err := queueDeadLetters(sql, token, batch); err != nil {
+	if err := queueDeadLetters(sql, token, cs); err != nil {
 		return nil, err
 	}
-	k := keyColumns(batch)
+	k := keyColumns(cs)
 	sql.Queue(deleteStepsSQL, token, k.ids, k.redrives)
 	return sql, nil
 }
 
-func queueCompletions(sql *pgx.Batch, token uuid.UUID, batch []*pendingCommit) {
-	n := len(batch)
-	k := keyColumns(batch)
+func queueCompletions(sql *pgx.Batch, token uuid.UUID, cs []*millrace.Completion) {
+	n := len(cs)
+	k := keyColumns(cs)
 	var (
 		conversations, results              = make([]*string, n), make([]*string, n)
 		expected                            = make([]*int64, n)
@@ -147,8 +187,7 @@ func queueCompletions(sql *pgx.Batch, token uuid.UUID, batch []*pendingCommit) {
 		calls, inputs, outputs              = make([]int64, n), make([]int64, n), make([]int64, n)
 		started, finished                   = make([]time.Time, n), make([]time.Time, n)
 	)
-	for i, p := range batch {
-		c := &p.completion
+	for i, c := range cs {
 		if c.Task.Conversation != "" {
 			conversations[i] = &c.Task.Conversation
 			if c.Effects.Touches() {
@@ -175,7 +214,7 @@ func jsonColumn(raw json.RawMessage) *string {
 	return &s
 }
 
-func queueMessages(sql *pgx.Batch, token uuid.UUID, batch []*pendingCommit) {
+func queueMessages(sql *pgx.Batch, token uuid.UUID, cs []*millrace.Completion) {
 	var (
 		ids, conversations, roles []string
 		redrives                  []int32
@@ -183,8 +222,7 @@ func queueMessages(sql *pgx.Batch, token uuid.UUID, batch []*pendingCommit) {
 		contents                  [][]byte
 		ats                       []time.Time
 	)
-	for _, p := range batch {
-		c := &p.completion
+	for _, c := range cs {
 		for i, m := range c.Effects.Messages {
 			ids = append(ids, c.Task.ID)
 			redrives = append(redrives, int32(c.Task.Redrive)) //nolint:gosec // bounded by the codec
@@ -200,15 +238,14 @@ func queueMessages(sql *pgx.Batch, token uuid.UUID, batch []*pendingCommit) {
 	}
 }
 
-func queueStates(sql *pgx.Batch, token uuid.UUID, batch []*pendingCommit) {
+func queueStates(sql *pgx.Batch, token uuid.UUID, cs []*millrace.Completion) {
 	var (
 		ids, conversations []string
 		redrives           []int32
 		states             []*string
 		added              []int64
 	)
-	for _, p := range batch {
-		c := &p.completion
+	for _, c := range cs {
 		if !c.Effects.Touches() {
 			continue
 		}
@@ -225,7 +262,7 @@ func queueStates(sql *pgx.Batch, token uuid.UUID, batch []*pendingCommit) {
 
 // queueOutbox adds the events of every turn and, unless results are dropped, its
 // result event, which comes last.
-func (s *Store) queueOutbox(sql *pgx.Batch, token uuid.UUID, batch []*pendingCommit) error {
+func (s *Store) queueOutbox(sql *pgx.Batch, token uuid.UUID, cs []*millrace.Completion) error {
 	var (
 		ids                                    []string
 		redrives                               []int32
@@ -236,8 +273,7 @@ func (s *Store) queueOutbox(sql *pgx.Batch, token uuid.UUID, batch []*pendingCom
 		ats                                    []time.Time
 		foreign                                []string // keys that the conversation's lock does not cover
 	)
-	for _, p := range batch {
-		c := &p.completion
+	for _, c := range cs {
 		messages, err := eventMessages(c, !s.cfg.DropResults)
 		if err != nil {
 			return err
@@ -344,9 +380,8 @@ func deadLetterMessage(c *millrace.Completion, d *millrace.DeadLetter) outbox.Me
 	}
 }
 
-func queueDeadLetters(sql *pgx.Batch, token uuid.UUID, batch []*pendingCommit) error {
-	for _, p := range batch {
-		c := &p.completion
+func queueDeadLetters(sql *pgx.Batch, token uuid.UUID, cs []*millrace.Completion) error {
+	for _, c := range cs {
 		d := c.DeadLetter
 		if d == nil {
 			continue

@@ -32,6 +32,30 @@ func TestATransactionHoldsATaskAndAConversationOnce(t *testing.T) {
 	}
 }
 
+func TestATransactionHoldsATaskThatEndsAlongWithAnotherOnce(t *testing.T) {
+	q := newQueue[*pendingCommit]()
+	group := pending("a", "1", 0)
+	group.completion.Also = []millrace.Also{{Task: millrace.Task{ID: "m", Conversation: "1"}}, {Task: millrace.Task{ID: "n", Conversation: "1"}}}
+	for _, p := range []*pendingCommit{pending("x", "", 0), group, pending("n", "2", 0), pending("y", "", 0)} {
+		q.push(p)
+	}
+	q.push(pending("m", "", 0))
+	for _, want := range []string{"xay", "nm"} {
+		var got strings.Builder
+		for _, p := range q.take(500, newAdmission()) {
+			got.WriteString(p.completion.Task.ID)
+		}
+		if got.String() != want {
+			t.Errorf("transaction of %s, want %s", got.String(), want)
+		}
+	}
+	q.push(pending("n", "2", 0))
+	q.push(group)
+	if got := q.take(500, newAdmission()); len(got) != 1 || got[0].completion.Task.ID != "n" {
+		t.Errorf("a group came into the transaction of one of its tasks: %d in it", len(got))
+	}
+}
+
 func TestATransactionIsBoundedInBytes(t *testing.T) {
 	q := newQueue[*pendingCommit]()
 	const third = maxBatchBytes / 3

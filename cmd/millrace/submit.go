@@ -74,7 +74,7 @@ exit code 1 says that a task failed.`,
 	flags.StringVar(&f.kind, "type", millrace.DefaultType, "the task's type")
 	flags.StringVar(&f.priority, "priority", "", "the priority to wish for; rules may decide otherwise")
 	flags.StringVar(&f.tenant, "tenant", "", "on whose behalf the task runs")
-	flags.StringVar(&f.onBusy, "on-busy", "", "what to do if another task of the conversation runs or waits: enqueue, interrupt or reject")
+	flags.StringVar(&f.onBusy, "on-busy", "", "what to do if another task of the conversation runs or waits: enqueue, coalesce, interrupt or reject")
 	flags.DurationVar(&f.deadline, "deadline", 0, "give the task up after this time")
 	flags.StringToStringVar(&f.attributes, "attribute", nil, "further `name=value` for rules to look at")
 	flags.StringVar(&f.idempotencyKey, "idempotency-key", "", "a repeat with the same key is the same task (or, line by line, the same batch)")

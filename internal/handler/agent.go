@@ -28,22 +28,25 @@ type agentResult struct {
 
 // Handle implements [millrace.Handler].
 func (a Agent) Handle(ctx context.Context, turn *millrace.Turn) error {
-	said, err := text(turn.Task())
-	if err != nil {
-		return err
+	var questions []millrace.Message
+	for _, task := range tasks(turn) {
+		said, err := text(task)
+		if err != nil {
+			return err
+		}
+		questions = append(questions, millrace.Message{Role: millrace.RoleUser, Content: said})
 	}
 	history, err := turn.History(ctx, agentHistory)
 	if err != nil {
 		return err
 	}
-	question := millrace.Message{Role: millrace.RoleUser, Content: said}
 	if turn.Task().Conversation != "" {
 		// Before the call: a turn that is interrupted keeps what was asked.
-		if err := turn.Append(question); err != nil {
+		if err := turn.Append(questions...); err != nil {
 			return err
 		}
 	}
-	answer, err := a.LLM.Chat(ctx, turn, llm.ChatRequest{Messages: llm.Messages(append(history, question)...)})
+	answer, err := a.LLM.Chat(ctx, turn, llm.ChatRequest{Messages: llm.Messages(append(history, questions...)...)})
 	if err != nil {
 		return err
 	}

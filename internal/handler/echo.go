@@ -9,8 +9,9 @@ import (
 	"millrace"
 )
 
-// Echo appends the payload as a user message and the same bytes as the answer.
-// The conversation's state counts its turns.
+// Echo appends the payload as a user message and the same bytes as the answer. Of
+// several tasks that a turn answers, the answer has a line for each and the result
+// is a list. The conversation's state counts its turns.
 type Echo struct{}
 
 type echoState struct {
@@ -20,6 +21,17 @@ type echoState struct {
 // Handle implements [millrace.Handler].
 func (Echo) Handle(_ context.Context, turn *millrace.Turn) error {
 	payload := turn.Task().Payload
+	messages := []millrace.Message{{Role: millrace.RoleUser, Content: string(payload)}}
+	answer, result := string(payload), asJSON(payload)
+	if others := turn.Coalesced(); len(others) > 0 {
+		results := []any{result}
+		for _, task := range others {
+			messages = append(messages, millrace.Message{Role: millrace.RoleUser, Content: string(task.Payload)})
+			answer += "\n" + string(task.Payload)
+			results = append(results, asJSON(task.Payload))
+		}
+		result = results
+	}
 	if turn.Task().Conversation != "" {
 		var state echoState
 		if err := turn.DecodeState(&state); err != nil {
@@ -29,15 +41,16 @@ func (Echo) Handle(_ context.Context, turn *millrace.Turn) error {
 		if err := turn.SetState(state); err != nil {
 			return err
 		}
-		err := turn.Append(
-			millrace.Message{Role: millrace.RoleUser, Content: string(payload)},
-			millrace.Message{Role: millrace.RoleAssistant, Content: string(payload)},
-		)
-		if err != nil {
+		if err := turn.Append(append(messages, millrace.Message{Role: millrace.RoleAssistant, Content: answer})...); err != nil {
 			return err
 		}
 	}
-	return turn.Result(asJSON(payload))
+	return turn.Result(result)
+}
+
+// tasks returns all that a turn is to answer, its own task first.
+func tasks(turn *millrace.Turn) []*millrace.Task {
+	return append([]*millrace.Task{turn.Task()}, turn.Coalesced()...)
 }
 
 // asJSON returns bytes as what JSON can carry: themselves when they are JSON, a

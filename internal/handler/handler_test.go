@@ -140,6 +140,76 @@ func TestHTTPPostsTheTurnAndTakesItsAnswer(t *testing.T) {
 	}
 }
 
+// severalTasks is a turn that answers two more tasks.
+func severalTasks() *millrace.Turn {
+	other := func(id, payload string) *millrace.Task {
+		return &millrace.Task{ID: id, Conversation: "c", Type: "chat", Priority: millrace.High, Payload: []byte(payload)}
+	}
+	return millrace.NewTurn(millrace.TurnConfig{
+		Task:         *other("t1", `{"text":"one"}`),
+		Coalesced:    []*millrace.Task{other("t2", "two"), other("t3", `{"text":"three"}`)},
+		Conversation: millrace.Conversation{ID: "c", Version: 4, State: []byte(`{"turns":4}`)},
+	})
+}
+
+func TestHandlersAnswerAllTasksOfATurnAtOnce(t *testing.T) {
+	t.Run("echo", func(t *testing.T) {
+		turn := severalTasks()
+		if err := (handler.Echo{}).Handle(t.Context(), turn); err != nil {
+			t.Fatal(err)
+		}
+		e := turn.Effects()
+		if len(e.Messages) != 4 || e.Messages[0].Content != `{"text":"one"}` || e.Messages[1].Content != "two" || e.Messages[2].Content != `{"text":"three"}` ||
+			e.Messages[3].Role != millrace.RoleAssistant || e.Messages[3].Content != "{\"text\":\"one\"}\ntwo\n{\"text\":\"three\"}" {
+			t.Errorf("messages %+v", e.Messages)
+		}
+		if string(e.State) != `{"turns":5}` || string(e.Result) != `[{"text":"one"},"two",{"text":"three"}]` {
+			t.Errorf("state %s, result %s", e.State, e.Result)
+		}
+	})
+	t.Run("agent", func(t *testing.T) {
+		turn := severalTasks()
+		var asked llm.ChatRequest
+		agent := handler.Agent{LLM: chatFunc(func(r llm.ChatRequest) (llm.ChatResponse, error) {
+			asked = r
+			return llm.ChatResponse{Content: "all three", Model: "m"}, nil
+		})}
+		if err := agent.Handle(t.Context(), turn); err != nil {
+			t.Fatal(err)
+		}
+		if len(asked.Messages) != 3 || asked.Messages[0].Content != "one" || asked.Messages[1].Content != "two" || asked.Messages[2].Content != "three" {
+			t.Errorf("asked %+v", asked.Messages)
+		}
+		e := turn.Effects()
+		if len(e.Messages) != 4 || e.Messages[1].Content != "two" || e.Messages[1].Role != millrace.RoleUser || e.Messages[3].Content != "all three" {
+			t.Errorf("messages %+v", e.Messages)
+		}
+	})
+	t.Run("http", func(t *testing.T) {
+		var got struct {
+			Task      struct{ ID string }
+			Coalesced []struct {
+				ID      string
+				Payload any
+			}
+		}
+		server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
+				t.Error(err)
+			}
+		}))
+		defer server.Close()
+		h := handler.NewHTTP(server.URL, nil)
+		defer h.Close()
+		if err := h.Handle(t.Context(), severalTasks()); err != nil {
+			t.Fatal(err)
+		}
+		if got.Task.ID != "t1" || len(got.Coalesced) != 2 || got.Coalesced[0].ID != "t2" || got.Coalesced[0].Payload != "two" || got.Coalesced[1].ID != "t3" {
+			t.Errorf("posted %+v", got)
+		}
+	})
+}
+
 func TestHTTPAnswersDecideOnRetries(t *testing.T) {
 	for _, tt := range []struct {
 		name      string

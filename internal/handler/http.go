@@ -64,7 +64,9 @@ func (h *HTTP) Close() { h.client.CloseIdleConnections() }
 
 // turnRequest is what is posted.
 type turnRequest struct {
-	Task         taskJSON           `json:"task"`
+	Task taskJSON `json:"task"`
+	// Coalesced are the further tasks that the answer is for.
+	Coalesced    []taskJSON         `json:"coalesced,omitempty"`
 	Attempt      int                `json:"attempt"`
 	Conversation string             `json:"conversation,omitempty"`
 	Version      int64              `json:"version"`
@@ -162,25 +164,33 @@ func encodeTurn(ctx context.Context, turn *millrace.Turn) ([]byte, error) {
 		history = []millrace.Message{}
 	}
 	r := turnRequest{
-		Task: taskJSON{
-			ID: task.ID, Type: task.Type, Priority: task.Priority, Tenant: task.Tenant, Source: task.Source,
-			Time: task.Time, Deadline: task.Deadline, Redrive: task.Redrive, Attributes: task.Attributes,
-			ContentType: task.ContentType,
-		},
+		Task:    encodeTask(task),
 		Attempt: turn.Attempt(), Conversation: task.Conversation, Version: turn.Version(),
 		State: turn.State(), History: history,
 	}
-	switch payload := asJSON(task.Payload).(type) {
-	case []byte:
-		r.Task.PayloadBase64 = payload
-	default:
-		r.Task.Payload = payload
+	for _, other := range turn.Coalesced() {
+		r.Coalesced = append(r.Coalesced, encodeTask(other))
 	}
 	body, err := json.Marshal(r)
 	if err != nil {
 		return nil, millrace.Permanent(fmt.Errorf("encode turn: %w", err))
 	}
 	return body, nil
+}
+
+func encodeTask(task *millrace.Task) taskJSON {
+	out := taskJSON{
+		ID: task.ID, Type: task.Type, Priority: task.Priority, Tenant: task.Tenant, Source: task.Source,
+		Time: task.Time, Deadline: task.Deadline, Redrive: task.Redrive, Attributes: task.Attributes,
+		ContentType: task.ContentType,
+	}
+	switch payload := asJSON(task.Payload).(type) {
+	case []byte:
+		out.PayloadBase64 = payload
+	default:
+		out.Payload = payload
+	}
+	return out
 }
 
 func refusal(turn *millrace.Turn, resp *http.Response, body []byte) error {

@@ -196,13 +196,19 @@ func before(a, b *item, now time.Time) bool {
 	return a.task.Time.Before(b.task.Time)
 }
 
-// holding returns the breaker that an item has to wait for. What does not run its
-// handler any more waits for none.
-func (b *breakers) holding(it *item, now time.Time) *breaker {
-	if len(b.open) == 0 || it.invalid != nil || it.givenUp != nil || it.final != nil || b.engine.cancels.has(it.task.Key()) {
-		return nil
+// exempt reports whether an item waits for no breaker: its handler does not run
+// any more, or so it is said.
+func (b *breakers) exempt(it *item, now time.Time) bool {
+	if it.invalid != nil || it.givenUp != nil || it.final != nil || it.endedBy.Load() != nil || b.engine.cancels.has(it.task.Key()) {
+		return true
 	}
-	if d := it.task.Deadline; !d.IsZero() && !now.Before(d) {
+	d := it.task.Deadline
+	return !d.IsZero() && !now.Before(d)
+}
+
+// holding returns the breaker that an item has to wait for.
+func (b *breakers) holding(it *item, now time.Time) *breaker {
+	if len(b.open) == 0 || b.exempt(it, now) {
 		return nil
 	}
 	for _, br := range b.open {
@@ -344,7 +350,9 @@ func (e *Engine) dependencyOut(it *item, err error) (own, held bool) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.breakers.blame(it, name, time.Now())
+	now := time.Now()
+	own, held = e.breakers.blame(it, name, now)
+	return own, held && !e.breakers.exempt(it, now)
 }
 
 // hold keeps the lane waiting without counting an attempt.

@@ -396,3 +396,96 @@ func TestClosedBreakersCostNoAllocation(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// A suspect that waits to run alone is made ready again while a breaker holds its
+// type: it waits in two places, and leaves both when it runs.
+func TestSuspectThatRunsWaitsForNoBreakerAnyMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, g := newMemoryStore(), newGate()
+		o := newOffline(t, store, func(ctx context.Context, turn *millrace.Turn) error {
+			if err := g.handle(ctx, turn); err != nil || turn.Task().Type != "agent" || turn.Task().Conversation == "s" {
+				return err
+			}
+			return outOf(provider)
+		}, nil)
+		o.assign(0)
+		o.feed(t, 0, typed("plain", "plain", 0, millrace.Normal))
+		var agents []string
+		for i := range breakAfter {
+			tk := typed("agent", fmt.Sprint("agent-", i), 0, millrace.Normal)
+			o.feed(t, 0, tk)
+			agents = append(agents, tk.ID)
+		}
+		synctest.Wait()
+		suspect := typed("agent", "s", 0, millrace.Normal)
+		o.suspected(t, 0, suspect)
+		g.release(agents...)
+		rejected := typed("agent", "s", 1, millrace.Normal)
+		rejected.OnBusy = millrace.BusyReject
+		o.feed(t, 0, rejected)
+		g.release("plain/normal/0")
+		if ran := g.ran(); !slices.Contains(g.started, suspect.ID) {
+			t.Fatalf("ran %s, want the suspect to run", ran)
+		}
+		<-time.After(holdMax) // a probe has its time
+		o.mu.Lock()
+		for _, br := range o.breakers.open {
+			for l := range br.parked {
+				if l.running {
+					t.Errorf("lane %q waits for a breaker and runs", l.key.conversation)
+				}
+			}
+		}
+		o.mu.Unlock()
+		g.release(suspect.ID)
+	})
+}
+
+func TestInterruptedTaskDoesNotWaitForItsProvider(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newMemoryStore()
+		o := newOffline(t, store, func(_ context.Context, turn *millrace.Turn) error {
+			switch tk := turn.Task(); {
+			case tk.Type != "agent":
+				return nil
+			case tk.Conversation == "c" && turn.Attempt() == 1:
+				return millrace.RetryAfter(10*time.Second, errors.New("later"))
+			}
+			return outOf(provider)
+		}, nil)
+		o.hearing(t)
+		o.assign(0)
+		o.feed(t, 0, typed("agent", "c", 0, millrace.Normal))
+		for i := range 2 * breakAfter {
+			o.feed(t, 0, typed("agent", fmt.Sprint("agent-", i), 0, millrace.Normal))
+		}
+		<-time.After(time.Minute)
+		began := time.Now()
+		o.feed(t, 0, busyTask(1, millrace.Normal, millrace.BusyInterrupt))
+		if got := ends(store.await(t, 2)); got != "[c/normal/0:cancelled c/normal/1:completed]" || time.Since(began) > time.Second {
+			t.Errorf("after %s: %s", time.Since(began), got)
+		}
+	})
+}
+
+// What is told of cancels is a hint, and may be wrong.
+func TestTaskThatIsWronglySaidToBeCancelledDoesNotHammerItsProvider(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgents(time.Millisecond)
+		o := newOffline(t, newMemoryStore(), a.handle, nil)
+		o.assign(0)
+		rumoured := typed("agent", "c", 0, millrace.Normal)
+		o.hear(cancelOf(rumoured))
+		o.feed(t, 0, rumoured)
+		for i := range 2 * breakAfter {
+			o.feed(t, 0, typed("agent", fmt.Sprint("agent-", i), 0, millrace.Normal))
+		}
+		<-time.After(time.Minute)
+		a.seen()
+		<-time.After(time.Minute)
+		if calls, _ := a.seen(); len(calls) > 120 {
+			t.Errorf("%d calls in a minute of an outage", len(calls))
+		}
+		a.out.Store(false)
+	})
+}

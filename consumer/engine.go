@@ -489,6 +489,7 @@ func (e *Engine) next(now time.Time) (*lane, *item) {
 	}
 	it := l.head()
 	l.pop(it)
+	l.unpark() // one that may run alone, or is to be given up, is not asked for its breaker again
 	if e.cancels.has(it.task.Key()) {
 		it.lookUp = true
 	}

@@ -87,10 +87,11 @@ func (e *Engine) laneAside(it *item) *lane {
 func (e *Engine) interrupt(i interrupt, now time.Time) {
 	l := i.lane
 	switch {
-	case i.target.final != nil || i.target.givenUp != nil || i.target.part.revoked:
+	case i.target.part.revoked:
 	case l.running && l.current == i.target:
+		// It belongs to its slot, which may be giving it up: that comes first then.
 		l.endTurn(millrace.ErrInterrupted)
-	case !l.running && l.head() == i.target:
+	case !l.running && l.head() == i.target && i.target.final == nil && i.target.givenUp == nil:
 		cause := millrace.ErrInterrupted
 		i.target.endedBy.CompareAndSwap(nil, &cause)
 		i.target.notBefore = now

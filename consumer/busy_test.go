@@ -350,3 +350,31 @@ func TestBusyPolicyOfAnUnkeyedTaskMeansNothing(t *testing.T) {
 		}
 	})
 }
+
+func TestInterruptAndTheEndOfItsTurnDoNotRace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newMemoryStore()
+		commit, fail := make(chan struct{}), make(chan struct{})
+		slow := &slowCommit{memoryStore: store, committing: make(chan struct{}, 1), commit: commit}
+		o := newOffline(t, slow, func(_ context.Context, turn *millrace.Turn) error {
+			if turn.Task().ID == "c/normal/0" {
+				<-fail
+				return millrace.Permanent(errors.New("no"))
+			}
+			return nil
+		}, nil)
+		o.hearing(t)
+		o.assign(0)
+		o.feed(t, 0, task("c", 0, millrace.Normal))
+		synctest.Wait()
+		// Nothing orders the two, so that the race detector sees both.
+		close(fail)
+		<-time.After(time.Millisecond)
+		o.feed(t, 0, busyTask(1, millrace.Normal, millrace.BusyInterrupt))
+		synctest.Wait()
+		close(commit)
+		if got := ends(store.await(t, 2)); got != "[c/normal/0:failed c/normal/1:completed]" && got != "[c/normal/0:cancelled c/normal/1:completed]" {
+			t.Errorf("ended %s", got)
+		}
+	})
+}

@@ -3,6 +3,7 @@ package consumer
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"millrace"
@@ -147,11 +148,14 @@ func (e *Engine) rumourLoop(ctx context.Context) {
 // tasks that are to interrupt others, and ends the turns that are to end. It
 // reports whether the store answered.
 func (e *Engine) endRumoured(ctx context.Context) bool {
-	var keys []millrace.Key
+	var (
+		keys  []millrace.Key
+		asked []*item
+	)
 	e.mu.Lock()
 	for _, l := range e.running {
 		if l.current.rumoured {
-			keys = append(keys, l.current.task.Key())
+			keys, asked = append(keys, l.current.task.Key()), append(asked, l.current)
 		}
 	}
 	interrupts := e.interrupts
@@ -175,6 +179,9 @@ func (e *Engine) endRumoured(ctx context.Context) bool {
 	}
 	for _, l := range e.running {
 		it := l.current
+		if !slices.Contains(asked, it) {
+			continue // it may have become one while the store was asked
+		}
 		if it.rumoured && found[it.task.Key()] {
 			l.endTurn(millrace.ErrCancelled)
 		}

@@ -296,3 +296,41 @@ func TestRememberedCancelsAreBounded(t *testing.T) {
 		}
 	}
 }
+
+// slowCompleted holds up look-ups until the test lets them go.
+type slowCompleted struct {
+	*memoryStore
+	asked, answer chan struct{}
+}
+
+func (s *slowCompleted) Completed(ctx context.Context, keys []millrace.Key) (map[millrace.Key]bool, error) {
+	found, err := s.memoryStore.Completed(ctx, keys)
+	s.asked <- struct{}{}
+	<-s.answer
+	return found, err
+}
+
+func TestCancelThatIsHeardWhileAnotherIsLookedUpEndsItsTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, g := newMemoryStore(), newGate()
+		slow := &slowCompleted{memoryStore: store, asked: make(chan struct{}, 8), answer: make(chan struct{})}
+		o := newOffline(t, slow, g.handle, nil)
+		o.hearing(t)
+		o.assign(0)
+		first, second := task("a", 0, millrace.Normal), task("b", 0, millrace.Normal)
+		o.feed(t, 0, first, second)
+		synctest.Wait()
+		store.cancel(t, first)
+		o.hear(cancelOf(first))
+		<-slow.asked
+		store.cancel(t, second)
+		o.hear(cancelOf(second))
+		close(slow.answer)
+		synctest.Wait()
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		for _, l := range o.running {
+			t.Errorf("%s runs on", l.current.task.ID)
+		}
+	})
+}

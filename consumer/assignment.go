@@ -213,6 +213,7 @@ func (e *Engine) takeAway(revoked map[string][]int32) []*partition {
 			p.revoked = true
 			if p.running > 0 {
 				p.idle = make(chan struct{})
+				e.outliving += p.running
 			}
 			parts = append(parts, p)
 		}
@@ -255,6 +256,35 @@ func (e *Engine) takeAway(revoked map[string][]int32) []*partition {
 	}
 	e.dispatch()
 	return parts
+}
+
+// stillRuns returns the lane in which an unkeyed task runs whose partition has left
+// and come back meanwhile, or nil: it must not run beside itself. Its caller holds
+// the mutex.
+func (e *Engine) stillRuns(it *item) *lane {
+	if e.outliving == 0 {
+		return nil
+	}
+	for _, l := range e.running {
+		if l.key.unkeyed != 0 && l.current.part.revoked && l.current.part.tp == it.part.tp && l.current.task.Key() == it.task.Key() {
+			return l
+		}
+	}
+	return nil
+}
+
+// outlived books the end of a turn whose partition was taken away while it ran.
+// Where the partition has come back, the same record has been read anew, and may
+// have been looked up before this turn had committed it: no hold keeps what this
+// worker runs itself. Its caller holds the mutex.
+func (e *Engine) outlived(l *lane) {
+	l.conv = nil // its next turn here, if ever, comes after somebody else's
+	e.outliving--
+	e.releases++
+	for it := range l.heads() {
+		it.recall = true
+	}
+	l.lookUpWaiting()
 }
 
 func waitIdle(parts []*partition, limit <-chan time.Time) bool {

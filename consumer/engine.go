@@ -51,7 +51,10 @@ type Engine struct {
 	handover    *handover
 	holds       map[holdKey]*hold
 	withdrawals []holdKey
-	releases    uint64 // how often holds have been released
+	// releases is how often holds have been released, or turns have ended that
+	// outlived their assignment. outliving is how many of these run.
+	releases  uint64
+	outliving int
 	// announcing is taken while announcements are made or taken back.
 	announcing exclusive
 	suspects   suspects
@@ -356,6 +359,9 @@ func (e *Engine) enqueue(tp topicPartition, highWatermark int64, items []*item) 
 func (e *Engine) laneOf(it *item) *lane {
 	key := laneKey{partition: it.part.tp.partition, conversation: it.task.Conversation}
 	if key.conversation == "" {
+		if l := e.stillRuns(it); l != nil {
+			return l
+		}
 		e.unkeyed++
 		key.unkeyed = e.unkeyed // nothing orders unkeyed tasks: each has a lane of its own
 	}
@@ -549,7 +555,7 @@ func (e *Engine) finish(l *lane, it *item, v verdict, now time.Time) (*lane, *it
 		e.endLease(l)
 	}
 	if part.revoked {
-		l.conv = nil // its next turn here, if ever, comes after somebody else's
+		e.outlived(l)
 	}
 	e.rest(l)
 	e.adjustIntake(part)

@@ -472,3 +472,65 @@ func TestDrainingWorkerGoesOnPolling(t *testing.T) {
 	<-stopped
 	store.await(t, 1)
 }
+
+// refeed hands a task in that was in the log when its partition was assigned.
+func (o *offline) refeed(t *testing.T, number int32, tk millrace.Task) {
+	t.Helper()
+	r, err := tk.Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kr := &kgo.Record{Topic: Topic("t.", tk.Priority), Partition: number, Key: r.Key, Value: r.Value}
+	for _, h := range r.Headers {
+		kr.Headers = append(kr.Headers, kgo.RecordHeader(h))
+	}
+	o.enqueue(topicPartition{kr.Topic, number}, 1, []*item{newItem(kr, [16]byte{})})
+}
+
+// The partition leaves and comes back while a turn that was handed over runs here.
+// No hold keeps its task from running again: it is this worker's own.
+func TestTurnThatOutlivesItsAssignmentIsNotRunAgain(t *testing.T) {
+	for _, conversation := range []string{"c", ""} {
+		t.Run("conversation "+conversation, func(t *testing.T) {
+			client, _ := newRedis(t)
+			p, tk := newPace(t), task(conversation, 0, millrace.Normal)
+			release := p.stopAt(tk.ID)
+			o := newOffline(t, newMemoryStore(), p.worker("a"), func(c *Config) { c.Redis = client })
+			o.sendCommits = func(context.Context, *kgo.Client, map[topicPartition]offsetCommit) error { return nil }
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				o.lookUpLoop(ctx)
+			}()
+			defer func() { cancel(); <-ended }()
+
+			o.assign(0)
+			o.refeed(t, 0, tk)
+			eventually(t, "it runs", p.started(tk.ID))
+			o.onRevoked(t.Context(), nil, o.numbers(0))
+			o.assign(0)
+			o.refeed(t, 0, tk)
+			eventually(t, "it waits", func() bool {
+				o.mu.Lock()
+				defer o.mu.Unlock()
+				return o.parts[topicPartition{Topic("t.", millrace.Normal), 0}].unlooked == 0
+			})
+			if got := p.startsOf(tk.ID); got != "[a]" {
+				t.Errorf("started %s while it runs", got)
+			}
+			release()
+			eventually(t, "its record is done", func() bool {
+				o.mu.Lock()
+				defer o.mu.Unlock()
+				return o.parts[topicPartition{Topic("t.", millrace.Normal), 0}].tracker.next == 1
+			})
+			if got := p.startsOf(tk.ID); got != "[a]" {
+				t.Errorf("started %s, want one run", got)
+			}
+			if n := o.held(); n != 0 {
+				t.Errorf("%d bytes are left", n)
+			}
+		})
+	}
+}

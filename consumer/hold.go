@@ -138,7 +138,14 @@ func (e *Engine) holdAnnounced(ctx context.Context, numbers []int32) (withPast m
 	defer e.mu.Unlock()
 	now := time.Now()
 	for _, t := range turns {
-		e.holds[holdKey{t.partition, t.turn}] = &hold{announced: t, since: now}
+		key := holdKey{t.partition, t.turn}
+		h := &hold{announced: t, since: now}
+		// A topic that is made anew, or later than the others, is assigned alone: lanes of
+		// its number wait already.
+		if old := e.holds[key]; old != nil {
+			h.lanes, h.since = old.lanes, old.since
+		}
+		e.holds[key] = h
 	}
 	e.metrics.holds.Set(float64(len(e.holds)))
 	return withPast
@@ -163,11 +170,15 @@ func (e *Engine) held(l *lane, it *item) bool {
 	return true
 }
 
-// dropHolds forgets the holds of partition numbers that are given up. What is
-// announced stays for their next owner.
+// dropHolds forgets the holds of partition numbers that are given up in all topics.
+// What is announced stays for their next owner.
 func (e *Engine) dropHolds(numbers map[int32][]*partition) {
+	kept := make(map[int32]bool)
+	for tp, p := range e.parts {
+		kept[tp.partition] = kept[tp.partition] || !p.revoked
+	}
 	for key := range e.holds {
-		if _, gone := numbers[key.partition]; gone {
+		if _, gone := numbers[key.partition]; gone && !kept[key.partition] {
 			delete(e.holds, key)
 		}
 	}

@@ -447,3 +447,25 @@ func TestRecordsFetchedBeforeTheirPartitionWasTakenAwayAreLeftToItsNextOwner(t *
 		}
 	})
 }
+
+// A topic that is made anew, or later than the others, is assigned alone.
+func TestLaneThatWaitsForAnEarlierOwnerOutlastsTheAssignmentOfAnotherTopic(t *testing.T) {
+	client, _ := newRedis(t)
+	earlier := newHandover(client, "millrace:", "default")
+	if err := earlier.announce(t.Context(), map[int32][]turnName{0: {conversationName("c")}}); err != nil {
+		t.Fatal(err)
+	}
+	store := newMemoryStore()
+	o := newOffline(t, store, appendTask, func(c *Config) { c.Redis = client })
+	o.assign(0)
+	o.feed(t, 0, task("c", 0, millrace.Normal))
+	o.onAssigned(t.Context(), &kgo.Client{}, map[string][]int32{Topic("t.", millrace.Batch): {0}})
+	if n := o.waitingIn("c"); n != 1 {
+		t.Fatalf("%d tasks wait for the earlier owner", n)
+	}
+	if err := earlier.withdraw(t.Context(), 0, conversationName("c")); err != nil {
+		t.Fatal(err)
+	}
+	o.releaseHolds(t.Context(), false)
+	store.await(t, 1)
+}

@@ -2,7 +2,9 @@ package consumer
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -369,4 +371,42 @@ func TestALateWithdrawalSparesTheNextTurnsAnnouncement(t *testing.T) {
 		t.Errorf("the next owner reads %+v, %v; want the second turn", got, err)
 	}
 	releaseSecond()
+}
+
+// lostAnswers is a Redis hook under which pipelines with a command are carried out,
+// and nobody learns of it.
+type lostAnswers struct{ command string }
+
+func (lostAnswers) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (lostAnswers) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+
+func (l lostAnswers) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		err := next(ctx, cmds)
+		if slices.ContainsFunc(cmds, func(c redis.Cmder) bool { return c.Name() == l.command }) {
+			return errors.Join(err, errors.New("the answer was lost"))
+		}
+		return err
+	}
+}
+
+// The next owner would wait for it as long as this worker lives.
+func TestAnnouncementWhoseAnswerWasLostIsTakenBack(t *testing.T) {
+	client, server := newRedis(t)
+	client.AddHook(lostAnswers{"hset"})
+	p, tk := newPace(t), task("c", 0, millrace.Normal)
+	defer p.stopAt(tk.ID)()
+	o := newOffline(t, newMemoryStore(), p.worker("a"), func(c *Config) { c.Redis, c.RevokeGrace = client, time.Millisecond })
+	o.sendCommits = func(context.Context, *kgo.Client, map[topicPartition]offsetCommit) error { return nil }
+	o.assign(0)
+	o.feed(t, 0, tk)
+	eventually(t, "it runs", p.started(tk.ID))
+	o.onRevoked(t.Context(), nil, o.numbers(0))
+	o.withdrawEnded(t.Context())
+	reader := redis.NewClient(&redis.Options{Addr: server.Addr()})
+	defer reader.Close()
+	if got, _, err := newHandover(reader, "millrace:", "default").read(t.Context(), []int32{0}); err != nil || len(got) != 0 {
+		t.Errorf("the next owner reads %+v, %v", got, err)
+	}
 }

@@ -73,6 +73,15 @@ func (e *Engine) announceRunning(ctx context.Context, parts []*partition) bool {
 	if err := e.handover.announce(ctx, running); err != nil {
 		e.metrics.handoverFailures.Inc()
 		e.log.Warn().Err(err).Int("turns", n).Msg("cannot announce running turns; those that do not finish in time are canceled and run anew elsewhere")
+		// Redis may have taken it all the same, and the next owner would wait for as
+		// long as this worker lives.
+		e.mu.Lock()
+		for partition, names := range running {
+			for _, name := range names {
+				e.withdraw(holdKey{partition, name})
+			}
+		}
+		e.mu.Unlock()
 		return false
 	}
 	e.mu.Lock()

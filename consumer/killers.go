@@ -128,8 +128,9 @@ func (h *handover) mark(ctx context.Context, marks []mark) error {
 // laneRun is what the engine keeps of a lane's turn while it runs.
 type laneRun struct {
 	since time.Time
-	// marked says that its mark is written or about to be.
-	marked bool
+	// marked says that its mark is written or about to be, tried that it may be: Redis
+	// may have taken one whose answer was lost.
+	marked, tried bool
 	// alone says that no other turn of this worker runs or starts.
 	alone bool
 	// early says that the turn is marked before its handler starts.
@@ -174,7 +175,7 @@ func (e *Engine) disown(ctx context.Context, numbers []int32) {
 
 // over books the end of a turn. Its caller holds the mutex.
 func (e *Engine) over(l *lane, it *item, now time.Time) {
-	if l.run.marked {
+	if l.run.tried {
 		e.note(it, func(n *note) { n.unmark = true })
 	}
 	if l.run.alone {
@@ -196,7 +197,7 @@ func (e *Engine) markLong(ctx context.Context) {
 			break
 		}
 		if !l.run.marked && now.Sub(l.run.since) >= markAfter {
-			l.run.marked = true // a turn that ends from now on takes its mark back
+			l.run.marked, l.run.tried = true, true // a turn that ends from now on takes its mark back
 			marks = append(marks, l.mark())
 			lanes, items = append(lanes, l), append(items, l.current)
 		}
@@ -234,7 +235,7 @@ func (e *Engine) markNow(ctx context.Context, l *lane) {
 		e.mu.Unlock()
 		return
 	}
-	l.run.marked = true
+	l.run.marked, l.run.tried = true, true
 	m := l.mark()
 	if n, ok := e.notes[m.key]; ok {
 		n.unmark = false
@@ -264,8 +265,8 @@ func (e *Engine) writeMarks(ctx context.Context, marks []mark) error {
 // what still runs then, is nobody's death. Its caller holds the mutex.
 func (e *Engine) unmarkAll() {
 	for _, l := range e.running {
-		if l.run.marked {
-			l.run.marked = false
+		if l.run.tried {
+			l.run.marked, l.run.tried = false, false
 			e.note(l.current, func(n *note) { n.unmark = true })
 		}
 	}

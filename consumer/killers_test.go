@@ -551,3 +551,27 @@ func TestASuspectThatFailsIsTriedAgainAlone(t *testing.T) {
 		}
 	})
 }
+
+func TestMarkWhoseAnswerWasLostIsTakenBack(t *testing.T) {
+	client, server := newRedis(t)
+	client.AddHook(lostAnswers{"hset"})
+	p, tk := newPace(t), task("c", 0, millrace.Normal)
+	release := p.stopAt(tk.ID)
+	store := newMemoryStore()
+	o := newOffline(t, store, p.worker("a"), func(c *Config) { c.Redis = client })
+	o.assign(0)
+	o.feed(t, 0, tk)
+	eventually(t, "it runs", p.started(tk.ID))
+	o.mu.Lock()
+	o.running[0].run.since = time.Now().Add(-markAfter)
+	o.mu.Unlock()
+	o.markLong(t.Context())
+	release()
+	eventually(t, "its turn has ended", func() bool { return len(store.await(t, 1)) == 1 && o.held() == 0 })
+	o.withdrawEnded(t.Context())
+	reader := redis.NewClient(&redis.Options{Addr: server.Addr()})
+	defer reader.Close()
+	if got, _, err := newHandover(reader, "millrace:", "default").read(t.Context(), []int32{0}); err != nil || len(got) != 0 {
+		t.Errorf("the next owner reads %+v, %v", got, err)
+	}
+}

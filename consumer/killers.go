@@ -249,12 +249,21 @@ func (e *Engine) markNow(ctx context.Context, l *lane) {
 	}
 }
 
+// writeMarks waits for those that write before it, but not for long: when Redis does
+// not answer, slots would wait one behind the other, and the heartbeat behind them.
 func (e *Engine) writeMarks(ctx context.Context, marks []mark) error {
-	e.writing.lock()
-	defer e.writing.unlock()
-	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
+	wait, stop := context.WithTimeout(ctx, 2*handoverTimeout)
+	defer stop()
+	select {
+	case e.writing <- struct{}{}:
+		defer e.writing.unlock()
+	case <-wait.Done():
+		e.metrics.handoverFailures.Inc()
+		return fmt.Errorf("mark running turns: %w", wait.Err())
+	}
+	call, cancel := context.WithTimeout(ctx, handoverTimeout)
 	defer cancel()
-	err := e.handover.mark(ctx, marks)
+	err := e.handover.mark(call, marks)
 	if err != nil && ctx.Err() == nil {
 		e.metrics.handoverFailures.Inc()
 	}

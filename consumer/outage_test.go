@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"millrace"
@@ -125,6 +126,24 @@ func TestNoRetryAfterHoldsAConversationForMoreThanAnHour(t *testing.T) {
 		synctest.Wait()
 		if tries != 2 {
 			t.Errorf("%d tries after an hour, want 2", tries)
+		}
+	})
+}
+
+// Slots that want to mark their turns while Redis does not answer must not wait one
+// behind the other.
+func TestMarkDoesNotWaitLongForThoseBeforeIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := redis.NewClient(&redis.Options{Addr: "none"})
+		defer client.Close()
+		o := newOffline(t, newMemoryStore(), appendTask, func(c *Config) { c.Redis = client })
+		o.writing.lock()
+		began := time.Now()
+		if err := o.writeMarks(t.Context(), []mark{{}}); err == nil {
+			t.Error("no error")
+		}
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("it took %s", took)
 		}
 	})
 }

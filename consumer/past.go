@@ -185,19 +185,29 @@ func (e *Engine) recallBatch(ctx context.Context, batch []fetched) {
 		return
 	}
 	asked := make(map[noteKey]*item)
+	repeats := make(map[*item]*item) // that a sender has put into the log again -> first
 	e.mu.Lock()
 	for _, f := range batch {
 		if !f.part.withPast || f.part.revoked {
 			continue
 		}
 		for _, it := range f.items {
-			if it.lookUp {
-				asked[noteKey{f.part.tp.partition, taskField(it.task.Key())}] = it
+			if !it.lookUp {
+				continue
+			}
+			key := noteKey{f.part.tp.partition, taskField(it.task.Key())}
+			if first := asked[key]; first != nil {
+				repeats[it] = first
+			} else {
+				asked[key] = it
 			}
 		}
 	}
 	e.mu.Unlock()
 	e.recall(ctx, asked)
+	for it, first := range repeats {
+		it.attempts, it.deaths, it.recorded = first.attempts, first.deaths, first.recorded
+	}
 }
 
 // recallOne learns the past of an item in its slot.

@@ -185,3 +185,23 @@ func TestRedisOutCostsTheCountAndNotTheTask(t *testing.T) {
 		t.Errorf("Redis holds %v of a task that is done", left)
 	}
 }
+
+// A sender's repeat of what kills workers would otherwise run as if it had no past.
+func TestRepeatsOfATaskInOneBatchShareItsPast(t *testing.T) {
+	client, _ := newRedis(t)
+	o := newOffline(t, newMemoryStore(), appendTask, func(c *Config) { c.Redis = client })
+	tk := task("c", 0, millrace.Normal)
+	hash := o.handover.pasts(0)
+	if err := client.HSet(t.Context(), hash, "f:"+taskField(tk.Key()), 2, "d:"+taskField(tk.Key()), "sone stwo ").Err(); err != nil {
+		t.Fatal(err)
+	}
+	o.assign(0)
+	part := o.part(millrace.Normal, 0)
+	items := []*item{{task: tk, part: part, lookUp: true}, {task: tk, part: part, lookUp: true}}
+	o.recallBatch(t.Context(), []fetched{{part, items}})
+	for i, it := range items {
+		if it.attempts != 2 || !it.deaths.suspect() || !it.recorded {
+			t.Errorf("copy %d: %d attempts, deaths %q, recorded %v", i, it.attempts, it.deaths, it.recorded)
+		}
+	}
+}

@@ -33,6 +33,22 @@
 // the same, what has not may run beside the new owner: the store lets one of the
 // two commit.
 //
+// A turn's context ends when its time is up, its task is cancelled or interrupted,
+// or its partition has become another worker's. What returns after that has failed,
+// but for what an interrupted turn has collected. A handler that goes on keeps its
+// slot and its conversation: it is counted as stuck, and in the end [Engine.Live]
+// fails, for nothing but the end of the process stops it.
+//
+// A cancel is a completion that somebody else has committed, and whoever commits
+// first wins; to be told of it early ([Config.Cancels]) only spares the turn. What a
+// task says about a busy conversation ([millrace.OnBusy]) is decided in its lane,
+// which alone knows.
+//
+// Pools that serve different priorities share conversations and no lane. Where
+// there is another pool, each turn takes a lease on its conversation in Redis, timed
+// by Redis; a pool that is alone takes none. Without Redis turns wait for 10 s and
+// then go on without: the store decides then as well.
+//
 // How often a task has failed is kept in Redis from its first failure until it is
 // done, so that its attempts go on where they were when its worker dies or its
 // partition moves. Stopping, hand-overs and outages are no failures. So is kept

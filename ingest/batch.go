@@ -230,8 +230,8 @@ func (b *batch) result(l *batchLine) BatchResult {
 }
 
 // answerBatch writes one result a line, or a JSON array to a client that
-// prefers one. The status is 202 when every line was accepted, otherwise 200:
-// the lines then have to be looked at.
+// prefers one. The status is 202 when every line was accepted, otherwise 200,
+// also when none was: the lines then have to be looked at, and their statuses differ.
 func (s *Server) answerBatch(w http.ResponseWriter, r *http.Request, results []BatchResult) *Problem {
 	status := http.StatusAccepted
 	var longest time.Duration

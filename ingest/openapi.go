@@ -190,7 +190,7 @@ func (a *api) operations() {
 		RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{mediaNDJSON: {Schema: taskRef}}},
 		Responses: map[string]*huma.Response{
 			"202": lines("Every line was accepted."),
-			"200": lines("At least one line was not accepted: look at each line's status."),
+			"200": lines("At least one line was not accepted, or none: look at each line's status."),
 		},
 	}, slices.Concat(bodyProblems, []*problemKind{tooManyLines, shuttingDown}), a.s.submitBatch)
 

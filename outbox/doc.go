@@ -21,5 +21,6 @@
 //     last commits does, may bring rows back that have been published.
 //   - In at-least-once mode there are no Kafka transactions: what a relay had
 //     published and not yet deleted when it died is published again.
-//   - Event ids are stable, so that a reader of any kind can tell a repeat.
+//   - Event ids are stable, so that a reader of any kind can tell a repeat. An
+//     [Inbox] tells it for a reader whose effects are in a database of its own.
 package outbox

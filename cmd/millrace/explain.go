@@ -32,7 +32,7 @@ of them has it in memory, it looks for its record in what is not committed of th
 priority topics, and says which worker owns that partition.
 
 It changes nothing. A service that does not answer is named, and the others are
-asked all the same. Exit code 1 if nobody knows the task.`,
+asked all the same. Exit code 1 if nobody who was asked knows the task.`,
 		Example: `  millrace explain 0199f5c2-7c1e-7d5a-9a53-5c1b8f1f0c11
   millrace explain --json ticket-1002.message-1 | jq .explanation.state`,
 		Args: cobra.ExactArgs(1),
@@ -80,7 +80,11 @@ func (c *cli) explain(ctx context.Context, id string, maxRecords int64, asJSON b
 	} else {
 		_, err = c.out.Write(describeWhereabouts(&found, time.Now()))
 	}
-	if err == nil && !found.Found {
+	switch {
+	case err != nil || found.Found:
+	case len(found.Problems)+len(found.Silent) > 0:
+		err = fmt.Errorf("task %s was not found, but not everybody could be asked", id)
+	default:
 		err = fmt.Errorf("nobody knows task %s", id)
 	}
 	return err
@@ -273,9 +277,12 @@ func describeUnknown(line lineFunc, w *app.TaskWhereabouts) {
 	if s := w.Search; s != nil {
 		searched = fmt.Sprintf("%d of %d uncommitted records were searched", s.Searched, s.Uncommitted)
 	}
-	line("asked", "no completion, %d live workers, %s", w.Workers, searched)
+	line("asked", "%d live workers, %s", w.Workers, searched)
 	if s := w.Search; s != nil && s.Searched < s.Uncommitted {
 		line("may be", "further back in the log: search more with --max-records")
+	}
+	if len(w.Problems) > 0 {
+		line("may be", "known to a service that could not be asked")
 	}
 	if len(w.Silent) > 0 {
 		line("may be", "in the memory of a worker that does not answer")

@@ -94,10 +94,10 @@ func TestExplainNeedsATask(t *testing.T) {
 
 func TestExplainNamesTheServicesThatDoNotAnswer(t *testing.T) {
 	got := call(t, []string{"MILLRACE_POSTGRES_URL=postgres://127.0.0.1:1/x", "MILLRACE_REDIS_URL=redis://127.0.0.1:1"}, "", "explain", "t", "--max-records", "0")
-	if got.code != 1 || !strings.Contains(got.err, "nobody knows task t") {
+	if got.code != 1 || !strings.Contains(got.err, "task t was not found, but not everybody could be asked") {
 		t.Errorf("code %d: %s", got.code, got.err)
 	}
-	for _, want := range []string{"not asked     completions", "not asked     workers in Redis", "the log was not searched"} {
+	for _, want := range []string{"not asked     completions", "not asked     workers in Redis", "the log was not searched", "known to a service that could not be asked"} {
 		if !strings.Contains(got.out, want) {
 			t.Errorf("want %q in:\n%s", want, got.out)
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -51,6 +52,9 @@ func openRedis(s *settings.Settings, change ...func(*redis.Options)) (*redis.Cli
 	for _, one := range change {
 		one(opts)
 	}
+	// By itself the client writes lines of its own to standard error, between those of
+	// the log, for each connection that it cannot make. Its calls return the same errors.
+	logging.Disable()
 	return redis.NewClient(opts), nil
 }
 

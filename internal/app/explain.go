@@ -141,8 +141,11 @@ func (x *explainer) find(ctx context.Context) {
 	_ = x.asked(ctx, x.workers, nil) || x.completed(ctx)
 }
 
+// oneLine puts errors of several lines, as pgx has them, into one.
+var oneLine = strings.NewReplacer(":\n\t", ": ", "\n\t", "; ", "\n", "; ")
+
 func (x *explainer) problem(what string, err error) {
-	text := what + ": " + strings.ReplaceAll(err.Error(), "\n", "; ")
+	text := what + ": " + oneLine.Replace(err.Error())
 	if !slices.Contains(x.Problems, text) {
 		x.Problems = append(x.Problems, text)
 	}

@@ -55,7 +55,7 @@ func TestExitCodes(t *testing.T) {
 		{"submit --payload {} --deadline -5s", nil, 2, "--deadline -5s: want more than 0"},
 		{"submit --payload {} --deadline 0", nil, 2, "--deadline 0s: want more than 0"},
 		{"submit --payload {} --timeout 0", nil, 2, "--timeout 0s: want more than 0"},
-		{"submit --payload {} --on-busy wait", nil, 2, "want enqueue, interrupt"},
+		{"submit --payload {} --on-busy wait", nil, 2, "want enqueue, coalesce"},
 		{"up --demo --input /nowhere", nil, 2, "--input: open input: stat /nowhere: no such file"},
 		{"up --demo --input /", nil, 2, "is a directory"},
 		{"bench", nil, 2, "want one of engine, commit, outbox"},

@@ -134,7 +134,7 @@ func TestNoRetryAfterHoldsAConversationForMoreThanAnHour(t *testing.T) {
 // behind the other.
 func TestMarkDoesNotWaitLongForThoseBeforeIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client := redis.NewClient(&redis.Options{Addr: "none"})
+		client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"}) // no name: the client would look it up at once
 		defer client.Close()
 		o := newOffline(t, newMemoryStore(), appendTask, func(c *Config) { c.Redis = client })
 		o.writing.lock()

@@ -45,6 +45,11 @@ var (
 	outcomesSQL string
 )
 
+// indexPlansSQL keeps the statements that follow from being planned for the size
+// that a table has now. Their plans are kept with the connection, and one made for
+// a small table would go on reading it from end to end while it grows.
+const indexPlansSQL = `SELECT set_config('enable_seqscan', 'off', true)`
+
 const (
 	maxTextBytes  = 64 << 10
 	maxLabelBytes = 1 << 10
@@ -143,6 +148,7 @@ func withAlso(batch []*pendingCommit) (cs []*millrace.Completion, led, leaders k
 
 func (s *Store) buildBatch(token uuid.UUID, batch []*pendingCommit) (*pgx.Batch, error) {
 	sql := &pgx.Batch{}
+	sql.Queue(indexPlansSQL)
 	var conversations []string
 	for _, p := range batch {
 		if n := sizeOf(&p.completion); n > maxCompletionBytes {

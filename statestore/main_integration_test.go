@@ -18,7 +18,7 @@ import (
 func TestMain(m *testing.M) { testenv.Main(m) }
 
 // newDatabase returns a pool on a migrated database of the test's own.
-func newDatabase(t *testing.T) *pgxpool.Pool {
+func newDatabase(t testing.TB) *pgxpool.Pool {
 	t.Helper()
 	pool, err := pgxpool.New(t.Context(), testenv.Postgres(t))
 	if err != nil {
@@ -36,7 +36,7 @@ func newDatabase(t *testing.T) *pgxpool.Pool {
 	return pool
 }
 
-func newRedis(t *testing.T) *redis.Client {
+func newRedis(t testing.TB) *redis.Client {
 	t.Helper()
 	opts, err := redis.ParseURL(testenv.Redis(t))
 	if err != nil {
@@ -48,7 +48,7 @@ func newRedis(t *testing.T) *redis.Client {
 }
 
 // run starts a store on the given services and stops it when the test ends.
-func run(t *testing.T, cfg Config) *Store {
+func run(t testing.TB, cfg Config) *Store {
 	t.Helper()
 	s, err := New(cfg)
 	if err != nil {
@@ -66,7 +66,7 @@ func run(t *testing.T, cfg Config) *Store {
 	return s
 }
 
-func newStore(t *testing.T) *Store {
+func newStore(t testing.TB) *Store {
 	t.Helper()
 	return run(t, Config{Pool: newDatabase(t), Redis: newRedis(t)})
 }

@@ -150,10 +150,14 @@ func (p *process) says(pattern string, patience time.Duration) [][]byte {
 	return found
 }
 
-// ready waits until the process has started and /readyz agrees.
-func (p *process) ready() *process {
-	p.t.Helper()
-	line := p.says(`(?m)^\{.*"message":"started"\}$`, startPatience)[0]
+var startedLine = regexp.MustCompile(`(?m)^\{.*"message":"started"\}$`)
+
+// started reports whether the process has said that it has, and notes where.
+func (p *process) started() bool {
+	line := startedLine.Find(p.output())
+	if line == nil {
+		return false
+	}
 	var started struct {
 		Addr string `json:"addr"`
 	}
@@ -161,6 +165,14 @@ func (p *process) ready() *process {
 		p.t.Fatalf("%s started on no address: %s", p.name, line)
 	}
 	p.addr = started.Addr
+	return true
+}
+
+// ready waits until the process has started and /readyz agrees.
+func (p *process) ready() *process {
+	p.t.Helper()
+	p.says(startedLine.String(), startPatience)
+	p.started()
 	p.awaitReadyz()
 	return p
 }

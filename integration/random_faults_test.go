@@ -3,8 +3,10 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"strconv"
 	"syscall"
@@ -68,6 +70,12 @@ func TestTwentyFaults(t *testing.T) {
 	random.Shuffle(len(faults), func(a, b int) { faults[a], faults[b] = faults[b], faults[a] })
 	began := time.Now()
 	for n, fault := range faults {
+		for i := range workers {
+			p.revive("worker", &workers[i])
+		}
+		for i := range relays {
+			p.revive("relay", &relays[i])
+		}
 		p.awaitProgress(20)
 		victim := random.IntN(len(workers))
 		t.Logf("%s: fault %d, %s (worker %d)", time.Since(began).Round(100*time.Millisecond), n+1, fault, victim)
@@ -76,7 +84,7 @@ func TestTwentyFaults(t *testing.T) {
 			workers[victim].kill()
 			workers[victim] = p.launch("worker", fmt.Sprintf("MILLRACE_WORKER_NAME=again-%d", n))
 		case "terminate worker":
-			workers[victim].ready() // one that has only just been launched has nothing to give up
+			p.keepUp("worker", &workers[victim]) // one that has only just been launched has nothing to give up
 			workers[victim].terminate()
 			workers[victim] = p.launch("worker")
 		case "freeze worker":
@@ -103,9 +111,39 @@ func TestTwentyFaults(t *testing.T) {
 	p.check(t, running.wait())
 	t.Logf("%d tasks and %d faults in %s; %d requests were sent again", running.accepted.Load(), len(faults),
 		time.Since(began).Round(time.Second), running.retried.Load())
-	for _, process := range append(append(workers, relays...), ingest) {
-		process.ready()
+	for i := range workers {
+		p.keepUp("worker", &workers[i])
 	}
+	for i := range relays {
+		p.keepUp("relay", &relays[i])
+	}
+	ingest.ready()
+}
+
+// revive does what an orchestrator does: a process that has ended because a
+// service was out when it started is started again.
+func (p *pipeline) revive(role string, at **process) {
+	p.t.Helper()
+	if (*at).running() {
+		return
+	}
+	if code := (*at).wait(time.Second); code != 1 {
+		p.t.Fatalf("%s ended by itself with code %d", role, code)
+	}
+	p.t.Logf("%s could not start, starting it again", role)
+	*at = p.launch(role)
+}
+
+// keepUp revives a process until it is ready.
+func (p *pipeline) keepUp(role string, at **process) {
+	p.t.Helper()
+	eventually(p.t, settlePatience, role+" is ready", func() error {
+		p.revive(role, at)
+		if !(*at).started() {
+			return errors.New("not started yet")
+		}
+		return get((*at).url()+"/readyz", http.StatusOK, nil)
+	})
 }
 
 // awaitProgress waits until so many more tasks are done.

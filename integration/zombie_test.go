@@ -4,8 +4,10 @@ package integration
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
+	"net/http"
 	"syscall"
 	"testing"
 	"time"
@@ -42,6 +44,11 @@ func TestZombie(t *testing.T) {
 	if len(shares["zombie"]) > 0 {
 		t.Fatalf("the zombie is still a member: %v", shares)
 	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			o.explainMissing(ran, frozen, one, two)
+		}
+	})
 	eventually(t, settlePatience, "others run the zombie's turns again", func() error {
 		starts, missing := o.startedElsewhere("zombie", frozen), 0
 		for _, c := range ran {
@@ -65,6 +72,9 @@ func TestZombie(t *testing.T) {
 	}
 	pass(t, 2*time.Second) // of its commits, one every half second
 	after := p.offsets(t.Context(), lost)
+	for n := range p.awaitShares("zombie", "one", "two")["zombie"] {
+		delete(gone, n) // a rebalance may take several rounds
+	}
 	for tp, offset := range after {
 		if gone[tp.Partition] && offset != before[tp] {
 			t.Errorf("%s/%d was committed at %d when the zombie woke, at %d afterwards", tp.Topic, tp.Partition, before[tp], offset)
@@ -91,6 +101,21 @@ func TestZombie(t *testing.T) {
 		runs, len(tasks), runs-len(tasks), counted, len(gone))
 	if again := runs - len(tasks); again < len(ran) || int(counted) < again {
 		t.Errorf("%d second runs, of which %.0f are counted, want all, and at least %d", again, counted, len(ran))
+	}
+}
+
+// explainMissing logs what workers say of the turns that none of them has started.
+func (o *observer) explainMissing(ran []call, since time.Time, workers ...*process) {
+	starts := o.startedElsewhere("zombie", since)
+	for _, c := range ran {
+		if _, again := starts[c.task]; again {
+			continue
+		}
+		for _, w := range workers {
+			var said json.RawMessage
+			err := get(w.url()+"/v1/tasks/"+c.task+"/explain", http.StatusOK, &said)
+			w.t.Logf("%s of %s: %s says %s (%v)", c.task, c.conversation, w.name, said, err)
+		}
 	}
 }
 

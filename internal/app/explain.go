@@ -109,7 +109,7 @@ func Explain(ctx context.Context, cfg ExplainConfig) (TaskWhereabouts, error) {
 		return x.TaskWhereabouts, err
 	}
 	defer func() { _ = x.redis.Close() }()
-	if x.store, err = statestore.New(statestore.Config{Pool: x.pool, Redis: x.redis}); err != nil {
+	if x.store, err = statestore.New(statestore.Config{Pool: x.pool, Redis: x.redis, KeyPrefix: cfg.Settings.RedisPrefix()}); err != nil {
 		return x.TaskWhereabouts, err
 	}
 	x.find(ctx)
@@ -190,7 +190,7 @@ func (x *explainer) listWorkers(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	var err error
-	if x.workers, err = consumer.Workers(ctx, x.redis, ""); err != nil {
+	if x.workers, err = consumer.Workers(ctx, x.redis, x.cfg.Settings.RedisPrefix()); err != nil {
 		x.problem("workers in Redis", err)
 	}
 	x.Workers = len(x.workers)

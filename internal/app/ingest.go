@@ -55,7 +55,7 @@ func (in *Ingest) open(ctx context.Context, p *Process, rules *ingest.Rules) err
 	}); err != nil {
 		return err
 	}
-	store, err := statestore.New(statestore.Config{Pool: in.pool, Redis: in.redis, TTL: s.RedisTTL, DropResults: !bool(s.Results), Logger: &p.Log})
+	store, err := statestore.New(statestore.Config{Pool: in.pool, Redis: in.redis, KeyPrefix: s.RedisPrefix(), TTL: s.RedisTTL, DropResults: !bool(s.Results), Logger: &p.Log})
 	if err != nil {
 		return err
 	}

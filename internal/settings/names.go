@@ -1,6 +1,10 @@
 package settings
 
-import "millrace"
+import (
+	"strings"
+
+	"millrace"
+)
 
 // TaskTopic returns the topic of a priority's tasks.
 func (s *Settings) TaskTopic(p millrace.Priority) string { return s.TopicPrefix + "tasks." + string(p) }
@@ -25,3 +29,8 @@ func (s *Settings) MarkerTopic() string { return s.TopicPrefix + "relay.markers"
 
 // Group returns the consumer group of the pool.
 func (s *Settings) Group() string { return s.TopicPrefix + s.Pool }
+
+// RedisPrefix returns what stands before the Redis keys of an installation: two of
+// them may share a Redis. Limits are not among them, since they are the provider
+// account's.
+func (s *Settings) RedisPrefix() string { return strings.TrimSuffix(s.TopicPrefix, ".") + ":" }

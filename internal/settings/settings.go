@@ -58,7 +58,7 @@ type Settings struct {
 	KafkaSASLMechanism string   `envconfig:"KAFKA_SASL_MECHANISM" default:"none" oneof:"none|PLAIN|SCRAM-SHA-256|SCRAM-SHA-512" desc:"how to log in to Kafka (PLAIN shows the password to the network unless TLS is on)"`
 	KafkaUsername      string   `envconfig:"KAFKA_USERNAME" desc:"Kafka user"`
 	KafkaPassword      Secret   `envconfig:"KAFKA_PASSWORD" secret:"true" desc:"Kafka password"`
-	TopicPrefix        string   `envconfig:"TOPIC_PREFIX" default:"millrace." desc:"what the names of all topics, consumer groups and transactional ids start with"`
+	TopicPrefix        string   `envconfig:"TOPIC_PREFIX" default:"millrace." desc:"what the names of all topics, consumer groups, transactional ids and (without its last dot) Redis keys start with"`
 	Partitions         int      `envconfig:"PARTITIONS" default:"60" min:"1" max:"10000" shown:"60 (up: 12)" desc:"partitions of every priority topic: the most workers that can share the work; fixed once the topics exist"`
 
 	// Redis.

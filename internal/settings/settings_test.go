@@ -361,3 +361,19 @@ func environ(pairs string) []string {
 	}
 	return all
 }
+
+func TestInstallationsOnOneRedisHaveKeysOfTheirOwn(t *testing.T) {
+	for prefix, want := range map[string]string{"": "millrace:", "millrace.": "millrace:", "staging.": "staging:", "a.b": "a.b:"} {
+		var environ []string
+		if prefix != "" {
+			environ = append(environ, "MILLRACE_TOPIC_PREFIX="+prefix)
+		}
+		s, err := Load(environ, RoleWorker)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := s.RedisPrefix(); got != want {
+			t.Errorf("topic prefix %q: Redis prefix %q, want %q", prefix, got, want)
+		}
+	}
+}

@@ -7,12 +7,14 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"millrace/internal/app"
@@ -147,7 +149,9 @@ func (p *place) deleteTopics(ctx context.Context) error {
 const shared = "records"
 
 // topics makes an installation's topics under a name and returns the settings
-// of a worker of that installation, in a group that has read nothing yet.
+// of a worker of that installation, in a group that has read nothing yet. The pool
+// is the same whenever a topic is read: two would share conversations, and pay
+// for it.
 func (p *place) topics(ctx context.Context, name string) (settings.Settings, error) {
 	prefix := p.prefix + name + "."
 	if name == shared && p.kept != "" {
@@ -155,7 +159,7 @@ func (p *place) topics(ctx context.Context, name string) (settings.Settings, err
 	}
 	s := p.settings
 	s.TopicPrefix, s.Partitions = prefix, partitions
-	s.Pool, s.WorkerName = unique("bench-"), ""
+	s.Pool, s.WorkerName = "bench", ""
 	s.Results = false
 	// What is left in Redis is to be gone soon.
 	s.RedisTTL = time.Minute
@@ -163,6 +167,11 @@ func (p *place) topics(ctx context.Context, name string) (settings.Settings, err
 	if _, err := kafka.EnsureTopics(ctx, p.admin, kafka.Topics(&s), false); err != nil {
 		return s, err
 	}
-	p.groups = append(p.groups, s.Group())
+	if _, err := p.admin.DeleteGroup(ctx, s.Group()); err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+		return s, fmt.Errorf("forget what group %s has read: %w", s.Group(), err)
+	}
+	if !slices.Contains(p.groups, s.Group()) {
+		p.groups = append(p.groups, s.Group())
+	}
 	return s, nil
 }

@@ -30,7 +30,7 @@ func (s *session) readAll(ctx context.Context) error {
 			return err
 		}
 		if len(rows) > 0 {
-			rest = minRest
+			rest = min(minRest, s.relay.cfg.PollInterval)
 			select {
 			case s.batches <- &batch{rows: rows, prepared: s.sink.Prepare(rows)}:
 				outstanding++
@@ -54,8 +54,8 @@ func (s *session) readAll(ctx context.Context) error {
 			sleep(ctx, time.Until(began.Add(pace)))
 		}
 		if all {
-			s.rest(ctx, min(rest, s.relay.cfg.PollInterval))
-			rest *= 2
+			s.rest(ctx, rest)
+			rest = min(2*rest, s.relay.cfg.PollInterval)
 		}
 	}
 	return nil

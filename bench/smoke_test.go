@@ -14,9 +14,8 @@ import (
 	"millrace/internal/testenv"
 )
 
-// The figures of a small run say nothing; that there are some says that the
-// benchmarks still run.
-func TestSmallRunOfTheEngine(t *testing.T) {
+func smokeEnv(t *testing.T) bench.Env {
+	t.Helper()
 	s, err := settings.Load([]string{
 		"MILLRACE_KAFKA_BROKERS=" + testenv.Kafka(t)[0],
 		"MILLRACE_REDIS_URL=" + testenv.Redis(t),
@@ -25,9 +24,15 @@ func TestSmallRunOfTheEngine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return bench.Env{Settings: s, Progress: os.Stderr, Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)}
+}
+
+// The figures of a small run say nothing; that there are some says that the
+// benchmarks still run.
+func TestSmallRunOfTheEngine(t *testing.T) {
 	figures := make(map[string]float64)
-	err = bench.Engine(t.Context(), bench.EngineConfig{
-		Env:  bench.Env{Settings: s, Progress: os.Stderr, Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)},
+	err := bench.Engine(t.Context(), bench.EngineConfig{
+		Env:  smokeEnv(t),
 		Only: []string{"poll", "noop"}, Records: 20_000, Window: time.Second,
 	}, func(r bench.Result) error {
 		figures[r.Name] = r.Value
@@ -44,19 +49,9 @@ func TestSmallRunOfTheEngine(t *testing.T) {
 }
 
 func TestSmallRunOfTheOutbox(t *testing.T) {
-	s, err := settings.Load([]string{
-		"MILLRACE_KAFKA_BROKERS=" + testenv.Kafka(t)[0],
-		"MILLRACE_REDIS_URL=" + testenv.Redis(t),
-		"MILLRACE_POSTGRES_URL=" + testenv.Postgres(t),
-	}, settings.RoleWorker)
-	if err != nil {
-		t.Fatal(err)
-	}
 	figures := make(map[string]float64)
-	err = bench.Outbox(t.Context(), bench.OutboxConfig{
-		Env: bench.Env{
-			Settings: s, Progress: os.Stderr, Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel),
-		},
+	err := bench.Outbox(t.Context(), bench.OutboxConfig{
+		Env:     smokeEnv(t),
 		Records: 20_000, Window: time.Second, PinXmin: 3 * time.Second,
 	}, func(r bench.Result) error {
 		figures[r.Name] = r.Value

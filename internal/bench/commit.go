@@ -35,32 +35,18 @@ type CommitConfig struct {
 	Opens int
 }
 
-var commitBenchmarks = []struct {
-	name string
-	run  func(*commitRun, context.Context) error
-}{
+var commitBenchmarks = suite[*commitRun]{
 	{"turns", (*commitRun).turns},
 	{"open", (*commitRun).open},
 	{"history", (*commitRun).history},
 }
 
 // CommitNames returns the benchmarks of turns with state in the order they run.
-func CommitNames() []string {
-	names := make([]string, len(commitBenchmarks))
-	for i, b := range commitBenchmarks {
-		names[i] = b.name
-	}
-	return names
-}
+func CommitNames() []string { return commitBenchmarks.names() }
 
 // Validate reports all that is wrong with the configuration.
 func (c *CommitConfig) Validate() error {
-	var errs []error
-	for _, name := range c.Only {
-		if !slices.Contains(CommitNames(), name) {
-			errs = append(errs, fmt.Errorf("no benchmark %q: want some of %s", name, strings.Join(CommitNames(), ", ")))
-		}
-	}
+	errs := commitBenchmarks.check(c.Only)
 	if c.Records < 0 || c.Slots < 0 || c.Opens < 0 {
 		errs = append(errs, errors.New("records, slots and opens must not be negative"))
 	}
@@ -92,18 +78,7 @@ func Commit(ctx context.Context, cfg CommitConfig, report func(Result) error) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, r.place.remove(ctx)) }()
-	for _, b := range commitBenchmarks {
-		if len(cfg.Only) > 0 && !slices.Contains(cfg.Only, b.name) {
-			continue
-		}
-		if err := b.run(r, ctx); err != nil {
-			if ctx.Err() != nil {
-				return fmt.Errorf("commit.%s was interrupted", b.name)
-			}
-			return fmt.Errorf("commit.%s: %w", b.name, err)
-		}
-	}
-	return nil
+	return commitBenchmarks.run(ctx, r, "commit", cfg.Only)
 }
 
 // turnsBound is what is promised of whole turns on a machine of two cores.

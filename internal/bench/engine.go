@@ -3,9 +3,6 @@ package bench
 import (
 	"context"
 	"errors"
-	"fmt"
-	"slices"
-	"strings"
 	"time"
 )
 
@@ -36,18 +33,9 @@ type EngineConfig struct {
 }
 
 // EngineNames returns the benchmarks of the engine in the order they run.
-func EngineNames() []string {
-	names := make([]string, len(engineBenchmarks))
-	for i, b := range engineBenchmarks {
-		names[i] = b.name
-	}
-	return names
-}
+func EngineNames() []string { return engineBenchmarks.names() }
 
-var engineBenchmarks = []struct {
-	name string
-	run  func(*engineRun, context.Context) error
-}{
+var engineBenchmarks = suite[*engineRun]{
 	{"poll", (*engineRun).poll},
 	{"noop", (*engineRun).noop},
 	{"work100ms", (*engineRun).work},
@@ -65,12 +53,7 @@ type engineRun struct {
 
 // Validate reports all that is wrong with the configuration.
 func (c *EngineConfig) Validate() error {
-	var errs []error
-	for _, name := range c.Only {
-		if !slices.Contains(EngineNames(), name) {
-			errs = append(errs, fmt.Errorf("no benchmark %q: want some of %s", name, strings.Join(EngineNames(), ", ")))
-		}
-	}
+	errs := engineBenchmarks.check(c.Only)
 	if c.Records < 0 || c.Slots < 0 || c.Window < 0 || c.PeerRate < 0 {
 		errs = append(errs, errors.New("records, slots, window and peer rate must not be negative"))
 	}
@@ -99,16 +82,5 @@ func Engine(ctx context.Context, cfg EngineConfig, report func(Result) error) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, r.place.remove(ctx)) }()
-	for _, b := range engineBenchmarks {
-		if len(cfg.Only) > 0 && !slices.Contains(cfg.Only, b.name) {
-			continue
-		}
-		if err := b.run(r, ctx); err != nil {
-			if ctx.Err() != nil {
-				return fmt.Errorf("engine.%s was interrupted", b.name)
-			}
-			return fmt.Errorf("engine.%s: %w", b.name, err)
-		}
-	}
-	return nil
+	return engineBenchmarks.run(ctx, r, "engine", cfg.Only)
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -39,32 +38,18 @@ type OutboxConfig struct {
 	PeerRate float64
 }
 
-var outboxBenchmarks = []struct {
-	name string
-	run  func(*outboxRun, context.Context) error
-}{
+var outboxBenchmarks = suite[*outboxRun]{
 	{"rate", (*outboxRun).rate},
 	{"latency", (*outboxRun).latency},
 	{"pin", (*outboxRun).pin},
 }
 
 // OutboxNames returns the benchmarks of the outbox in the order they run.
-func OutboxNames() []string {
-	names := make([]string, len(outboxBenchmarks))
-	for i, b := range outboxBenchmarks {
-		names[i] = b.name
-	}
-	return names
-}
+func OutboxNames() []string { return outboxBenchmarks.names() }
 
 // Validate reports all that is wrong with the configuration.
 func (c *OutboxConfig) Validate() error {
-	var errs []error
-	for _, name := range c.Only {
-		if !slices.Contains(OutboxNames(), name) {
-			errs = append(errs, fmt.Errorf("no benchmark %q: want some of %s", name, strings.Join(OutboxNames(), ", ")))
-		}
-	}
+	errs := outboxBenchmarks.check(c.Only)
 	if c.Records < 0 || c.Window < 0 || c.PinXmin < 0 || c.PeerRate < 0 {
 		errs = append(errs, errors.New("records, window, time to pin and peer rate must not be negative"))
 	}
@@ -98,18 +83,7 @@ func Outbox(ctx context.Context, cfg OutboxConfig, report func(Result) error) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, r.place.remove(ctx)) }()
-	for _, b := range outboxBenchmarks {
-		if len(cfg.Only) > 0 && !slices.Contains(cfg.Only, b.name) || b.name == "pin" && cfg.PinXmin == 0 {
-			continue
-		}
-		if err := b.run(r, ctx); err != nil {
-			if ctx.Err() != nil {
-				return fmt.Errorf("outbox.%s was interrupted", b.name)
-			}
-			return fmt.Errorf("outbox.%s: %w", b.name, err)
-		}
-	}
-	return nil
+	return outboxBenchmarks.run(ctx, r, "outbox", cfg.Only)
 }
 
 // withPool gives measure topics and connections of its own.

@@ -14,7 +14,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"millrace/internal/app"
@@ -167,11 +166,18 @@ func (p *place) topics(ctx context.Context, name string) (settings.Settings, err
 	if _, err := kafka.EnsureTopics(ctx, p.admin, kafka.Topics(&s), false); err != nil {
 		return s, err
 	}
-	if _, err := p.admin.DeleteGroup(ctx, s.Group()); err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
-		return s, fmt.Errorf("forget what group %s has read: %w", s.Group(), err)
-	}
 	if !slices.Contains(p.groups, s.Group()) {
 		p.groups = append(p.groups, s.Group())
+	}
+	// A broker that has had no group yet has nobody to ask for a deletion.
+	groups, err := p.admin.ListGroups(ctx)
+	if err != nil {
+		return s, fmt.Errorf("list groups: %w", err)
+	}
+	if _, known := groups[s.Group()]; known {
+		if _, err := p.admin.DeleteGroup(ctx, s.Group()); err != nil {
+			return s, fmt.Errorf("forget what group %s has read: %w", s.Group(), err)
+		}
 	}
 	return s, nil
 }

@@ -36,6 +36,27 @@ func newDatabase(t testing.TB) *pgxpool.Pool {
 	return pool
 }
 
+func newPool(t testing.TB, cfg *pgxpool.Config) *pgxpool.Pool {
+	t.Helper()
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool
+}
+
+// awaitBlocked waits until n backends of the test's database wait for a lock.
+func awaitBlocked(t *testing.T, pool *pgxpool.Pool, n int) {
+	t.Helper()
+	for limit := time.Now().Add(10 * time.Second); time.Now().Before(limit); {
+		if count(t, pool, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) >= n {
+			return
+		}
+	}
+	t.Fatalf("fewer than %d backends wait for a lock", n)
+}
+
 func newRedis(t testing.TB) *redis.Client {
 	t.Helper()
 	opts, err := redis.ParseURL(testenv.Redis(t))

@@ -69,6 +69,30 @@ func TestAConversationIsOpenedOnceWhileItsPartitionStays(t *testing.T) {
 	}
 }
 
+// Without a cache nothing is kept between turns, not even for tasks that wait in
+// the lane already.
+func TestWithoutACacheEveryTurnOpensItsConversation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newMemoryStore()
+		opened := &countingStore{memoryStore: store}
+		o := newOffline(t, opened, appendTask, func(c *Config) { c.CacheBytes = -1 })
+		o.assign(0)
+		for n := range 5 {
+			o.feed(t, 0, task("c", n, millrace.Normal))
+		}
+		done := store.await(t, 5)
+		synctest.Wait()
+		if last := done[4].Base; opened.opens.Load() != 5 || last.Version != 4 || last.Length != 4 {
+			t.Errorf("opened %d times, the last turn ran on version %d with %d messages, want 5, 4 and 4", opened.opens.Load(), last.Version, last.Length)
+		}
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if o.cache.count != 0 || o.cache.bytes != 0 || len(o.lanes) != 0 {
+			t.Errorf("%d bytes of %d conversations are kept, in %d lanes", o.cache.bytes, o.cache.count, len(o.lanes))
+		}
+	})
+}
+
 // Lanes that wait hold conversations too: they are bounded with the others.
 func TestConversationsOfWaitingLanesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 )
 
 // Redis loses everything under load, several times: it only ever held copies.
-func TestRedisFlushedUnderLoad(t *testing.T) {
+func TestRedisFlushed(t *testing.T) {
 	server := testenv.StartRedis(t)
 	options, err := redis.ParseURL(server.URL)
 	if err != nil {

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -89,6 +90,7 @@ func (w *Worker) open(ctx context.Context, p *Process, handler millrace.Handler)
 		Slots: s.Slots, Reserved: s.Reserved, MaxAttempts: s.MaxAttempts,
 		RetryMin: s.RetryMin, RetryMax: s.RetryMax, TurnTimeout: s.HandlerTimeout, TypeTimeouts: s.TypeTimeouts,
 		StuckAfter: s.StuckAfter, StuckLimit: s.StuckLimit, DrainTimeout: s.DrainTimeout,
+		CacheBytes: cmp.Or(int64(s.CacheBytes), -1), // 0 is the engine's default
 		Dependencies: []consumer.Dependency{
 			{Name: millrace.Postgres, Check: w.store.Check},
 			{Name: millrace.Redis, Check: w.store.CheckRedis, Optional: s.RedisDegraded == "run"},

@@ -98,6 +98,7 @@ type Settings struct {
 	MaxAttempts    int           `envconfig:"MAX_ATTEMPTS" default:"5" min:"1" max:"100" desc:"attempts of a task before it becomes a dead letter, unless the task says otherwise"`
 	RetryMin       time.Duration `envconfig:"RETRY_MIN" default:"1s" min:"1ms" max:"1h" desc:"upper bound of the wait before the second attempt; it doubles with every further one"`
 	RetryMax       time.Duration `envconfig:"RETRY_MAX" default:"1m" min:"1ms" max:"24h" desc:"upper bound of the wait before any attempt"`
+	CacheBytes     int           `envconfig:"CACHE_BYTES" default:"67108864" min:"0" max:"1099511627776" desc:"bytes of conversations that a worker keeps in memory between their turns; 0 keeps none, so that every turn asks Redis"`
 	DrainTimeout   time.Duration `envconfig:"DRAIN_TIMEOUT" default:"25s" min:"0s" max:"1h" desc:"how long running turns may go on after a stop signal"`
 
 	// Outbox.

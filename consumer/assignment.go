@@ -28,8 +28,13 @@ type partition struct {
 	metadata string
 	// finished are the offsets that the previous owner's last commit says are done.
 	finished []offsetRange
-	// lookUpBelow is the end of the log when reading began, -1 before that.
+	// lookUpBelow is the end of the log when reading began, or the fence that was
+	// found if that is lower; -1 before that.
 	lookUpBelow int64
+	// fence is where the partition's fence has been raised to, or noFence; topicID is
+	// known from the first record on.
+	fence   int64
+	topicID [16]byte
 	// unlooked counts the fetches of it that wait to be looked up.
 	unlooked int
 	// withPast says that Redis holds pasts of tasks of its number.
@@ -53,7 +58,7 @@ type partition struct {
 // newPartition begins an assignment. The client's context ends with the client;
 // turns end with their partition.
 func newPartition(ctx context.Context, tp topicPartition, priority int) *partition {
-	p := &partition{tp: tp, priority: priority, committed: -1, lookUpBelow: -1}
+	p := &partition{tp: tp, priority: priority, committed: -1, lookUpBelow: -1, fence: noFence}
 	p.ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	return p
 }
@@ -226,6 +231,7 @@ func (e *Engine) takeAway(revoked map[string][]int32) []*partition {
 		numbers[p.tp.partition] = append(numbers[p.tp.partition], p)
 	}
 	e.dropHolds(numbers)
+	e.repeats.forget()
 	now := time.Now()
 	for _, l := range e.lanes {
 		dropped := 0

@@ -74,7 +74,7 @@ func (o *offline) inherit(t *testing.T, offset int64, tasks ...millrace.Task) {
 		}
 		items = append(items, newItem(kr, [16]byte{}))
 	}
-	o.enqueue(tp, 1000, items)
+	o.enqueue(tp, [16]byte{}, 1000, items)
 	synctest.Wait()
 }
 

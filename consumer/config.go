@@ -64,6 +64,9 @@ type Config struct {
 	// Cancels tells of tasks that are cancelled, so that their turns end early. Nil:
 	// they run to their end and commit nothing.
 	Cancels Cancels
+	// Fences keeps how far the records of each partition may have been started. Nil:
+	// all that was in the log when reading began is looked up.
+	Fences Fences
 	// Journal keeps the outcome of steps. Nil: steps run anew at every attempt.
 	Journal millrace.Journal
 	// Redis is where running turns are announced to the next owner of their

@@ -45,6 +45,9 @@ type Engine struct {
 	running []*lane // those that have a slot, each at its lane's slot
 	// toLookUp holds, by priority, what waits to be looked up.
 	toLookUp [][]fetched
+	repeats  repeats
+	// fenceStep is [defaultFenceStep], but in tests.
+	fenceStep int64
 
 	// handover is nil without Redis. holds are the lanes that wait for earlier
 	// owners, withdrawals the announcements of turns that have ended.
@@ -88,6 +91,7 @@ type Engine struct {
 	intake   chan struct{} // asks for a look at what is to be paused
 	ended    chan struct{} // asks for notes to be written and withdrawals to be carried out
 	unlooked chan struct{} // says that something waits to be looked up
+	fencing  chan struct{} // asks for fences to be raised
 	rumours  chan struct{} // says that turns may have to be ended
 	pulses   pulses
 	joined   atomic.Bool
@@ -125,7 +129,10 @@ func New(cfg Config) (*Engine, error) {
 
 		toLookUp: make([][]fetched, len(cfg.Priorities)),
 		unlooked: make(chan struct{}, 1),
-		rumours:  make(chan struct{}, 1),
+		fencing:  make(chan struct{}, 1),
+
+		fenceStep: defaultFenceStep,
+		rumours:   make(chan struct{}, 1),
 	}
 	if cfg.Redis != nil {
 		e.handover = newHandover(cfg.Redis, cfg.KeyPrefix, cfg.Pool)
@@ -167,6 +174,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	background.Go(func() { e.commitLoop(work, cl) })
 	background.Go(func() { e.intakeLoop(work, cl) })
 	background.Go(func() { e.lookUpLoop(work) })
+	background.Go(func() { e.fenceLoop(work) })
 	background.Go(func() { e.watchdogLoop(work) })
 	background.Go(func() { e.rumourLoop(work) })
 	if e.cfg.Cancels != nil {
@@ -301,12 +309,12 @@ func (e *Engine) accept(fetches kgo.Fetches) {
 			for i, r := range p.Records {
 				items[i] = newItem(r, id)
 			}
-			e.enqueue(topicPartition{t.Topic, p.Partition}, p.HighWatermark, items)
+			e.enqueue(topicPartition{t.Topic, p.Partition}, id, p.HighWatermark, items)
 		})
 	})
 }
 
-func (e *Engine) enqueue(tp topicPartition, highWatermark int64, items []*item) {
+func (e *Engine) enqueue(tp topicPartition, topicID [16]byte, highWatermark int64, items []*item) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	part := e.parts[tp]
@@ -317,6 +325,7 @@ func (e *Engine) enqueue(tp topicPartition, highWatermark int64, items []*item) 
 		// Whatever was in the log when this worker began to read it may have been run
 		// by a previous owner.
 		part.lookUpBelow = highWatermark
+		part.topicID = topicID
 	}
 	kept := items[:0]
 	lookUp := false
@@ -331,8 +340,7 @@ func (e *Engine) enqueue(tp topicPartition, highWatermark int64, items []*item) 
 		}
 		it.part, it.priority = part, part.priority
 		it.task.Priority = e.cfg.Priorities[part.priority]
-		it.lookUp = it.invalid == nil && (it.record.Offset < part.lookUpBelow || it.task.Redrive > 0)
-		it.inherited = it.lookUp && it.task.OnBusy == millrace.BusyCoalesce
+		part.setLookUp(it)
 		// A redrive is looked up in its slot, right before it runs: the same one may
 		// have been sent twice and stand in the log next to itself.
 		lookUp = lookUp || it.lookUp && it.task.Redrive == 0
@@ -340,7 +348,7 @@ func (e *Engine) enqueue(tp topicPartition, highWatermark int64, items []*item) 
 		kept = append(kept, it)
 	}
 	e.adjustIntake(part)
-	if lookUp || part.unlooked > 0 {
+	if lookUp || part.unlooked > 0 || e.beyondFence(part, part.tracker.last) {
 		part.unlooked++
 		e.toLookUp[part.priority] = append(e.toLookUp[part.priority], fetched{part, kept})
 		select {

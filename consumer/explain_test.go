@@ -148,7 +148,7 @@ func TestExplainSeesWhatIsLookedUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		tp := topicPartition{Topic("t.", millrace.Normal), 0}
-		o.enqueue(tp, 1, []*item{newItem(toKafka(tp, 0, &r), [16]byte{})}) // no loop takes it from there
+		o.enqueue(tp, [16]byte{}, 1, []*item{newItem(toKafka(tp, 0, &r), [16]byte{})}) // no loop takes it from there
 		if x := o.Explain(tk.ID, nil); x.State != LookingUp || x.Topic != tp.topic {
 			t.Errorf("got %+v", x)
 		}

@@ -3,6 +3,7 @@ package consumer
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -24,6 +25,7 @@ type memoryStore struct {
 	groups      map[millrace.Key][]millrace.Key
 	journalings int
 	order       []millrace.Completion
+	fences      map[millrace.Fence]int64 // by their place alone
 	// fail, when set, is asked before every commit.
 	fail    func(millrace.Completion) error
 	changed chan struct{}
@@ -34,6 +36,7 @@ func newMemoryStore() *memoryStore {
 		convs:       make(map[string]millrace.Conversation),
 		completions: make(map[millrace.Key]millrace.Completion),
 		groups:      make(map[millrace.Key][]millrace.Key),
+		fences:      make(map[millrace.Fence]int64),
 		changed:     make(chan struct{}),
 	}
 }
@@ -109,6 +112,39 @@ func (s *memoryStore) Coalesce(_ context.Context, leader millrace.Key, members [
 		}
 	}
 	return s.groups[leader], nil
+}
+
+func (s *memoryStore) RaiseFences(_ context.Context, fences []millrace.Fence) ([]int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := make([]int64, len(fences))
+	for i, f := range fences {
+		place := millrace.Fence{TopicID: f.TopicID, Partition: f.Partition}
+		before[i] = s.fences[place]
+		s.fences[place] = max(s.fences[place], f.Below)
+	}
+	return before, nil
+}
+
+// fence returns how far a partition may have been started.
+func (s *memoryStore) fence(topicID [16]byte, partition int32) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fences[millrace.Fence{TopicID: topicID, Partition: partition}]
+}
+
+// completed counts the completions so far.
+func (s *memoryStore) completed() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.order)
+}
+
+// completedBefore reports whether a task is among the first n completions.
+func (s *memoryStore) completedBefore(id string, n int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.order[:n], func(c millrace.Completion) bool { return c.Task.ID == id })
 }
 
 // countingStore counts how often conversations are opened.
@@ -223,11 +259,16 @@ func (b *broker) start(t *testing.T, store Store, handler millrace.HandlerFunc, 
 	if change != nil {
 		change(&cfg)
 	}
-	var err error
-	engine, err = New(cfg)
+	engine, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return engine, runEngine(t, engine)
+}
+
+// runEngine runs an engine until stop is called or the test ends.
+func runEngine(t *testing.T, engine *Engine) (stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- engine.Run(ctx) }()
@@ -241,7 +282,7 @@ func (b *broker) start(t *testing.T, store Store, handler millrace.HandlerFunc, 
 		})
 	}
 	t.Cleanup(stop)
-	return engine, stop
+	return stop
 }
 
 // eventually waits for a condition that only looking can tell.

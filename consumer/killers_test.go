@@ -436,7 +436,7 @@ func (o *offline) suspected(t *testing.T, number int32, tk millrace.Task) {
 	tp := topicPartition{Topic("t.", tk.Priority), number}
 	it.record.Offset = o.offsets[tp]
 	o.offsets[tp]++
-	o.enqueue(tp, 0, []*item{it})
+	o.enqueue(tp, [16]byte{}, 0, []*item{it})
 }
 
 func TestASuspectWaitsForThoseThatRunAndHoldsUpThoseThatDoNot(t *testing.T) {

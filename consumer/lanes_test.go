@@ -69,7 +69,7 @@ func (o *offline) feed(t *testing.T, number int32, tasks ...millrace.Task) {
 		for _, h := range r.Headers {
 			kr.Headers = append(kr.Headers, kgo.RecordHeader(h))
 		}
-		o.enqueue(tp, 0, []*item{newItem(kr, [16]byte{})})
+		o.enqueue(tp, [16]byte{}, 0, []*item{newItem(kr, [16]byte{})})
 	}
 }
 

@@ -2,7 +2,6 @@ package consumer
 
 import (
 	"context"
-	"hash/maphash"
 	"sync"
 	"time"
 
@@ -10,7 +9,7 @@ import (
 )
 
 // What was in the log when this worker began to read it may have been run by an
-// earlier owner. Such records are looked up in bulk on their way from the fetch
+// earlier owner, up to the partition's fence. Such records are looked up in bulk on their way from the fetch
 // to their lanes, so that a backlog costs a query for thousands of them rather
 // than a wait in a slot for each.
 
@@ -38,10 +37,8 @@ func (e *Engine) lookUpLoop(ctx context.Context) {
 	answers := make(chan lookedUp, 1)
 	var queuing sync.WaitGroup
 	queuing.Go(func() {
-		seen := make(map[uint64]struct{})
 		for a := range answers {
-			clear(seen)
-			e.putLookedUp(a, seen)
+			e.putLookedUp(a)
 		}
 	})
 	defer queuing.Wait()
@@ -56,6 +53,9 @@ func (e *Engine) lookUpLoop(ctx context.Context) {
 			batch, releases := e.takeUnlooked()
 			if len(batch) == 0 {
 				break
+			}
+			if !e.passFences(ctx, batch) {
+				return
 			}
 			found, ok := e.lookUp(ctx, batch)
 			if !ok {
@@ -93,25 +93,16 @@ func (e *Engine) lookUp(ctx context.Context, batch []fetched) (found map[millrac
 			}
 		}
 	}
+	if len(keys) == 0 {
+		return nil, true
+	}
 	for try := 1; ; try++ {
 		found, err := e.cfg.Store.Completed(ctx, keys)
 		if err == nil {
 			return found, true
 		}
-		if ctx.Err() != nil {
+		if !e.pauseAfter(ctx, err, try, "cannot look up which tasks are complete; they wait") {
 			return nil, false
-		}
-		delay := fullJitter(200*time.Millisecond, 5*time.Second, try)
-		if heldBack, log := e.outages.allow(time.Now()); log {
-			e.log.Warn().Err(err).Dur("retry_in", delay).Int("not_logged", heldBack).
-				Msg("cannot look up which tasks are complete; they wait")
-		}
-		timer := time.NewTimer(delay)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, false
-		case <-timer.C:
 		}
 	}
 }
@@ -120,8 +111,8 @@ func (e *Engine) lookUp(ctx context.Context, batch []fetched) (found map[millrac
 // back: turns wait for it.
 const lanesAtATime = 100
 
-// putLookedUp queues what is not complete. It uses seen, which is empty.
-func (e *Engine) putLookedUp(a lookedUp, seen map[uint64]struct{}) {
+// putLookedUp queues what is not complete.
+func (e *Engine) putLookedUp(a lookedUp) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := time.Now()
@@ -145,13 +136,9 @@ func (e *Engine) putLookedUp(a lookedUp, seen map[uint64]struct{}) {
 				}
 			default:
 				// The turn of an earlier owner may have completed the task since: it did when
-				// its hold was released, at the latest. So may the same task before this one,
-				// which a sender's repeat has put into the log again.
-				id := maphash.String(seenSeed, it.task.ID)
-				_, again := seen[id]
-				seen[id] = struct{}{}
+				// its hold was released, at the latest.
 				it.recall = it.lookUp && e.releases != a.releases
-				it.lookUp = it.lookUp && (it.task.Redrive > 0 || e.releases != a.releases || again)
+				it.lookUp = it.lookUp && (it.task.Redrive > 0 || e.releases != a.releases)
 				e.queue(it, now)
 			}
 		}
@@ -162,12 +149,11 @@ func (e *Engine) putLookedUp(a lookedUp, seen map[uint64]struct{}) {
 	e.dispatch()
 }
 
-// seenSeed is that of the hashes of task ids. Two ids with one hash cost a
-// look-up.
-var seenSeed = maphash.MakeSeed()
-
 // queue puts an item into its lane. Its caller holds the mutex.
 func (e *Engine) queue(it *item, now time.Time) {
+	if it.invalid == nil && e.repeats.again(it.task.ID) {
+		it.lookUp = true
+	}
 	l := e.laneOf(it)
 	if it.task.OnBusy != "" && e.rejected(l, it) {
 		e.makeReady(l, now) // it may have been made for the item alone

@@ -32,6 +32,8 @@ var (
 //     back, and is of a partition that its worker owns;
 //   - a conversation has one turn, tasks of a priority run in the order of the log,
 //     and a task that has journaled is not overtaken;
+//   - no turn starts beyond its partition's fence, or of a task that was complete
+//     when its worker was given the partition;
 //   - a turn is not told to end when its partition moves in order.
 //
 // And when the faults end, every task gets done, every offset is committed, and
@@ -262,6 +264,7 @@ func (m *peer) begin(ctx context.Context, turn *millrace.Turn) (r *run, try int)
 	w.started[task.ID]++
 	w.total++
 	w.tell("%s starts %s", m.name, task.ID)
+	w.mustNotBeDone(r)
 	if r.conversation != "" {
 		r.epoch = m.epoch[numberOf(r.conversation)]
 		w.mustBeAlone(r)
@@ -269,6 +272,34 @@ func (m *peer) begin(ctx context.Context, turn *millrace.Turn) (r *run, try int)
 	}
 	w.runs[r] = true
 	return r, w.started[task.ID]
+}
+
+// mustNotBeDone checks that a turn starts below the fence, and that its task was
+// not complete when its worker was given the partition. What a sender has repeated
+// is left out: the repeat may have come after the look-up.
+func (w *world) mustNotBeDone(r *run) {
+	var (
+		at     topicPartition
+		offset int64
+		found  int
+	)
+	for tp, log := range w.log {
+		for _, l := range log {
+			if l.task.ID == r.task {
+				at, offset = tp, l.record.Offset
+				found++
+			}
+		}
+	}
+	if found != 1 {
+		return
+	}
+	if fence := w.store.fence(TopicID(kgo.FetchTopic{Topic: at.topic}), at.partition); offset >= fence {
+		w.violation("%s starts %s at offset %d of %v, whose fence is at %d", r.by.name, r.task, offset, at, fence)
+	}
+	if !r.excused && w.store.completedBefore(r.task, r.by.completeAt[at.partition]) {
+		w.violation("%s starts %s, which was complete when it was given %v", r.by.name, r.task, at)
+	}
 }
 
 func (w *world) mustBeAlone(r *run) {

@@ -164,16 +164,18 @@ type peer struct {
 	callback chan func()
 
 	// Guarded by the world's mutex.
-	listed   bool // the coordinator knows it
-	leaving  bool
-	busy     int // callbacks that have not returned
-	told     map[int32]bool
-	epoch    map[int32]int
-	position map[topicPartition]int64
-	from     map[topicPartition]int64 // where reading began
-	pinned   map[string]pin           // by conversation
-	slow     time.Time                // until then Redis is slow for it
-	commits  int
+	listed  bool // the coordinator knows it
+	leaving bool
+	busy    int // callbacks that have not returned
+	told    map[int32]bool
+	epoch   map[int32]int
+	// completeAt is how many tasks were complete when it was given a number.
+	completeAt map[int32]int
+	position   map[topicPartition]int64
+	from       map[topicPartition]int64 // where reading began
+	pinned     map[string]pin           // by conversation
+	slow       time.Time                // until then Redis is slow for it
+	commits    int
 }
 
 // pin is a task that has journaled a step.
@@ -188,7 +190,7 @@ var errGone = millrace.Unavailable(errors.New("the process is gone"))
 func (w *world) join(random *rand.Rand) *peer {
 	m := &peer{
 		w: w, name: fmt.Sprintf("w%d", len(w.members)), callback: make(chan func(), 64), listed: true,
-		told: make(map[int32]bool), epoch: make(map[int32]int), position: make(map[topicPartition]int64),
+		told: make(map[int32]bool), epoch: make(map[int32]int), completeAt: make(map[int32]int), position: make(map[topicPartition]int64),
 		from: make(map[topicPartition]int64), pinned: make(map[string]pin),
 	}
 	client := redis.NewClient(&redis.Options{
@@ -205,7 +207,7 @@ func (w *world) join(random *rand.Rand) *peer {
 	}
 	engine, err := New(Config{
 		Kafka: []kgo.Opt{kgo.SeedBrokers("none")}, TopicPrefix: "t.", Handler: millrace.HandlerFunc(m.handle), Store: m,
-		Journal: memoryJournal{}, Redis: client, Slots: slots, Reserved: reserved, AgingAfter: 200 * time.Millisecond,
+		Journal: memoryJournal{}, Fences: m, Redis: client, Slots: slots, Reserved: reserved, AgingAfter: 200 * time.Millisecond,
 		RetryMin: 10 * time.Millisecond, RetryMax: 500 * time.Millisecond, DrainTimeout: 2 * time.Second, CacheBytes: 4000,
 	})
 	if err != nil {
@@ -213,11 +215,13 @@ func (w *world) join(random *rand.Rand) *peer {
 	}
 	m.Engine = engine
 	m.sendCommits = m.coordinator
+	m.fenceStep = 1 + random.Int64N(12)
 	var ctx context.Context
 	ctx, m.stop = context.WithCancel(context.Background())
 	m.gone, m.kill = context.WithCancel(context.Background())
 	m.loops.Go(func() { m.commitLoop(ctx, nil) })
 	m.loops.Go(func() { m.lookUpLoop(ctx) })
+	m.loops.Go(func() { m.fenceLoop(ctx) })
 	m.loops.Go(func() { m.handoverLoop(ctx) })
 	polls := rand.New(rand.NewPCG(w.seed, uint64(len(w.members))+100))
 	m.loops.Go(func() { m.poll(ctx, polls) })
@@ -273,6 +277,7 @@ func (m *peer) assign(numbers []int32, pause time.Duration) {
 		for _, n := range numbers {
 			m.told[n] = true
 			m.epoch[n]++
+			m.completeAt[n] = w.store.completed()
 		}
 		w.mu.Unlock()
 		m.onAssigned(context.Background(), nil, m.topicsOf(numbers))
@@ -545,21 +550,36 @@ func (m *peer) Reload(ctx context.Context, task *millrace.Task) (millrace.Conver
 }
 
 func (m *peer) Completed(ctx context.Context, keys []millrace.Key) (map[millrace.Key]bool, error) {
+	if err := m.query(ctx, "looks up"); err != nil {
+		return nil, err
+	}
+	return m.w.store.Completed(ctx, keys)
+}
+
+func (m *peer) RaiseFences(ctx context.Context, fences []millrace.Fence) ([]int64, error) {
+	if err := m.query(ctx, "raises fences"); err != nil {
+		return nil, err
+	}
+	return m.w.store.RaiseFences(ctx, fences)
+}
+
+// query takes its time, and fails at times.
+func (m *peer) query(ctx context.Context, what string) error {
 	m.w.mu.Lock()
 	m.commits++
-	fate := m.w.chance(m.name+" looks up", m.commits)
+	fate := m.w.chance(m.name+" "+what, m.commits)
 	calm := m.w.calm
 	m.w.mu.Unlock()
 	if !calm {
 		sleep(ctx, time.Duration(fate.Int64N(int64(30*time.Millisecond))))
 		if fate.IntN(20) == 0 {
-			return nil, millrace.Unavailable(errors.New("the database is out"))
+			return millrace.Unavailable(errors.New("the database is out"))
 		}
 	}
 	if m.gone.Err() != nil {
-		return nil, errGone
+		return errGone
 	}
-	return m.w.store.Completed(ctx, keys)
+	return nil
 }
 
 func (m *peer) Coalesce(ctx context.Context, leader millrace.Key, members []millrace.Key, anew bool) ([]millrace.Key, error) {

@@ -484,7 +484,7 @@ func (o *offline) refeed(t *testing.T, number int32, tk millrace.Task) {
 	for _, h := range r.Headers {
 		kr.Headers = append(kr.Headers, kgo.RecordHeader(h))
 	}
-	o.enqueue(topicPartition{kr.Topic, number}, 1, []*item{newItem(kr, [16]byte{})})
+	o.enqueue(topicPartition{kr.Topic, number}, [16]byte{}, 1, []*item{newItem(kr, [16]byte{})})
 }
 
 // The partition leaves and comes back while a turn that was handed over runs here.

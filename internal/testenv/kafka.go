@@ -78,7 +78,6 @@ func kafkaSpec(settings map[string]string) spec {
 		"KAFKA_NODE_ID":                                  "1",
 		"KAFKA_PROCESS_ROLES":                            "broker,controller",
 		"KAFKA_CONTROLLER_LISTENER_NAMES":                "CONTROLLER",
-		"KAFKA_CONTROLLER_QUORUM_VOTERS":                 "1@localhost:9093",
 		"KAFKA_LISTENER_SECURITY_PROTOCOL_MAP":           "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
 		"KAFKA_INTER_BROKER_LISTENER_NAME":               "PLAINTEXT",
 		"KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR":         "1",
@@ -102,7 +101,12 @@ func kafkaSpec(settings map[string]string) spec {
 		env:   env,
 		configure: func(s *spec, server *Server) {
 			server.URL = server.Address
-			s.env["KAFKA_LISTENERS"] = fmt.Sprintf("PLAINTEXT://:%s,CONTROLLER://:9093", s.port)
+			listen, controller := "", 9093
+			if s.onHost {
+				listen, controller = "127.0.0.1", s.spare
+			}
+			s.env["KAFKA_LISTENERS"] = fmt.Sprintf("PLAINTEXT://%s:%s,CONTROLLER://%s:%d", listen, s.port, listen, controller)
+			s.env["KAFKA_CONTROLLER_QUORUM_VOTERS"] = fmt.Sprintf("1@127.0.0.1:%d", controller)
 			s.env["KAFKA_ADVERTISED_LISTENERS"] = "PLAINTEXT://" + server.Address
 		},
 		ping: pingKafka,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -61,7 +62,10 @@ func postgresSpec(args ...string) spec {
 		port:  "5432",
 		env:   map[string]string{"POSTGRES_USER": "millrace", "POSTGRES_PASSWORD": "millrace", "POSTGRES_DB": "millrace"},
 		args:  append([]string{"postgres", "-c", "fsync=off", "-c", "max_connections=300"}, args...),
-		configure: func(_ *spec, server *Server) {
+		configure: func(s *spec, server *Server) {
+			if s.onHost {
+				s.args = slices.Insert(slices.Clone(s.args), 1, "-p", s.port, "-c", "listen_addresses=127.0.0.1")
+			}
 			server.URL = fmt.Sprintf("postgres://millrace:millrace@%s/millrace?sslmode=disable", server.Address)
 		},
 		ping: func(ctx context.Context, server *Server) error { return execute(ctx, server.URL, "SELECT 1") },

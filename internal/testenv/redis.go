@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -104,10 +105,15 @@ func StartRedis(t testing.TB, args ...string) *Server {
 
 func redisSpec(args ...string) spec {
 	return spec{
-		image:     redisImage,
-		port:      "6379",
-		args:      append([]string{"redis-server", "--save", "", "--databases", "512"}, args...),
-		configure: func(_ *spec, server *Server) { server.URL = "redis://" + server.Address + "/0" },
+		image: redisImage,
+		port:  "6379",
+		args:  append([]string{"redis-server", "--save", "", "--databases", "512"}, args...),
+		configure: func(s *spec, server *Server) {
+			if s.onHost {
+				s.args = slices.Insert(slices.Clone(s.args), 1, "--port", s.port, "--bind", "127.0.0.1")
+			}
+			server.URL = "redis://" + server.Address + "/0"
+		},
 		ping: func(ctx context.Context, server *Server) error {
 			client := redis.NewClient(&redis.Options{Addr: server.Address, MaxRetries: -1})
 			defer func() { _ = client.Close() }()

@@ -36,9 +36,14 @@ type Server struct {
 // spec is what the services differ in.
 type spec struct {
 	image image
-	port  string // inside the container; the host's if empty
+	port  string // inside the container; the host's if empty, or where the container has the host's network
 	env   map[string]string
 	args  []string
+	// onHost says that the container has the host's network: it listens on port of 127.0.0.1, and on nothing else that another
+	// container could want.
+	onHost bool
+	// spare is a second port for a server that has the host's network.
+	spare int
 	// configure completes the specification and the server once the port is known.
 	configure func(*spec, *Server)
 	ping      func(ctx context.Context, server *Server) error
@@ -79,7 +84,12 @@ func run(ctx context.Context, docker *testcontainers.DockerClient, name string, 
 	}
 	server := &Server{Address: "127.0.0.1:" + strconv.Itoa(hostPort), docker: docker}
 	server.ping = func(ctx context.Context) error { return s.ping(ctx, server) }
-	if s.port == "" {
+	if s.onHost = hostNetwork(); s.onHost {
+		if s.spare, err = freePort(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if s.port == "" || s.onHost {
 		s.port = strconv.Itoa(hostPort)
 	}
 	s.env = maps.Clone(s.env)
@@ -88,10 +98,18 @@ func run(ctx context.Context, docker *testcontainers.DockerClient, name string, 
 	if err != nil {
 		return nil, err
 	}
+	exposed := []string{port.String()}
+	if s.onHost {
+		exposed = nil
+	}
 	bind := func(host *container.HostConfig) {
+		if s.onHost {
+			host.NetworkMode = network.NetworkHost
+			return
+		}
 		host.PortBindings = network.PortMap{port: {{HostIP: netip.AddrFrom4([4]byte{127, 0, 0, 1}), HostPort: strconv.Itoa(hostPort)}}}
 	}
-	server.container, err = testcontainers.Run(ctx, name, testcontainers.WithExposedPorts(port.String()),
+	server.container, err = testcontainers.Run(ctx, name, testcontainers.WithExposedPorts(exposed...),
 		testcontainers.WithHostConfigModifier(bind), testcontainers.WithEnv(s.env), testcontainers.WithCmd(s.args...),
 		testcontainers.WithLabels(ownerLabels()))
 	if err == nil {

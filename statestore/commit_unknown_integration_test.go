@@ -44,7 +44,7 @@ func TestCommitUnknownOutcome(t *testing.T) {
 func cutEverywhere(t *testing.T, step int64, at func(n int64) budget, by int) {
 	direct := newDatabase(t)
 	f := &faults{}
-	s := run(t, Config{Pool: newFaultyPool(t, direct, f, 1), Redis: newRedis(t)})
+	s := run(t, Config{Pool: newFaultyPool(t, direct.Config(), f, 1), Redis: newRedis(t)})
 	var turns []string
 	for n := int64(0); ; n += step {
 		warm := fmt.Sprintf("warm-%d", n)
@@ -78,7 +78,7 @@ func cutEverywhere(t *testing.T, step int64, at func(n int64) budget, by int) {
 func cutInCommit(t *testing.T, conversation string, rolledBack bool) {
 	direct := newDatabase(t)
 	f := &faults{uncancelled: true}
-	s := run(t, Config{Pool: newFaultyPool(t, direct, f, 2), Redis: newRedis(t)})
+	s := run(t, Config{Pool: newFaultyPool(t, direct.Config(), f, 2), Redis: newRedis(t)})
 	// Deferred constraints are checked when a transaction commits.
 	mustExec(t, direct, `
 		CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END';

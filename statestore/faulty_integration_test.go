@@ -38,11 +38,10 @@ type faults struct {
 	conns map[*faultyConn]struct{}
 }
 
-// newFaultyPool returns a pool like another, whose connections break as faults says.
-func newFaultyPool(t testing.TB, like *pgxpool.Pool, f *faults, conns int32) *pgxpool.Pool {
+// newFaultyPool returns a pool whose connections break as f says.
+func newFaultyPool(t testing.TB, cfg *pgxpool.Config, f *faults, conns int32) *pgxpool.Pool {
 	t.Helper()
 	f.conns = make(map[*faultyConn]struct{})
-	cfg := like.Config()
 	cfg.MaxConns = conns
 	cfg.ConnConfig.DialFunc = f.dial
 	return newPool(t, cfg)

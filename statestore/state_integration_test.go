@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"testing"
 
 	"millrace"
@@ -211,48 +210,5 @@ func TestJournalReplaysWhatIsRecorded(t *testing.T) {
 	mustCommit(t, s, c, millrace.Committed)
 	if n := count(t, s.cfg.Pool, `SELECT count(*) FROM millrace.steps`); n != 0 {
 		t.Errorf("%d steps outlive their task", n)
-	}
-}
-
-func TestConcurrentMigrationsRunOnce(t *testing.T) {
-	pool := newDatabase(t) // migrated once
-	if _, err := pool.Exec(t.Context(), `DROP SCHEMA millrace CASCADE`); err != nil {
-		t.Fatal(err)
-	}
-	var (
-		wg  sync.WaitGroup
-		mu  sync.Mutex
-		ran int
-	)
-	for range 5 {
-		wg.Go(func() {
-			conn, err := pool.Acquire(t.Context())
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer conn.Release()
-			if err := CheckSchema(t.Context(), conn.Conn()); err != nil && !errors.Is(err, ErrSchemaOutdated) {
-				t.Errorf("check: %v", err)
-			}
-			done, err := Migrate(t.Context(), conn.Conn())
-			if err != nil {
-				t.Error(err)
-			}
-			if err := CheckSchema(t.Context(), conn.Conn()); err != nil {
-				t.Error(err)
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			ran += len(done)
-		})
-	}
-	wg.Wait()
-	files, err := migrations.ReadDir("migrations")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if ran != len(files) {
-		t.Errorf("%d migrations ran, want %d", ran, len(files))
 	}
 }

@@ -65,6 +65,8 @@ func TestExitCodes(t *testing.T) {
 		{"submit --payload {}", []string{"MILLRACE_URL=http://127.0.0.1:1"}, 1, "API at http://127.0.0.1:1 (MILLRACE_URL): dial"},
 		{"submit --payload {}", []string{"MILLRACE_URL=http://u:upass@127.0.0.1:1"}, 1, "API at http://u:***@127.0.0.1:1 (MILLRACE_URL): dial"},
 		{"tail --count -1", nil, 2, "want 1 or more"},
+		{"migrate --json", nil, 2, "--json goes with --check"},
+		{"migrate --check", []string{"MILLRACE_SLOTS=x"}, 2, `MILLRACE_SLOTS="x"`},
 	}
 	for _, test := range tests {
 		t.Run(test.args, func(t *testing.T) {

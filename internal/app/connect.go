@@ -58,8 +58,8 @@ func openRedis(s *settings.Settings, change ...func(*redis.Options)) (*redis.Cli
 	return redis.NewClient(opts), nil
 }
 
-// awaitSchema waits until PostgreSQL answers and checks the schema. A schema
-// that is too old does not become newer by waiting.
+// awaitSchema waits until PostgreSQL answers and checks the schema. One that is
+// too old does not become newer by waiting, nor one that is too new older.
 func awaitSchema(ctx context.Context, pool *pgxpool.Pool, log zerolog.Logger) error {
 	return await(ctx, log, "PostgreSQL", func(ctx context.Context) error {
 		conn, err := pool.Acquire(ctx)
@@ -67,11 +67,17 @@ func awaitSchema(ctx context.Context, pool *pgxpool.Pool, log zerolog.Logger) er
 			return millrace.Unavailable(fmt.Errorf("connect to PostgreSQL: %w", err))
 		}
 		defer conn.Release()
-		err = statestore.CheckSchema(ctx, conn.Conn())
-		if err != nil && !errors.Is(err, statestore.ErrSchemaOutdated) {
+		schema, err := statestore.Migrator{}.Schema(ctx, conn.Conn())
+		if err != nil {
 			return millrace.Unavailable(err)
 		}
-		return err
+		if err := schema.Check(); err != nil {
+			return err
+		}
+		if schema.Version > schema.Wanted {
+			log.Info().Int32("schema", schema.Version).Int32("own", schema.Wanted).Msg("the schema is ahead of this program, which works with it")
+		}
+		return nil
 	})
 }
 
@@ -115,25 +121,27 @@ func await(ctx context.Context, log zerolog.Logger, what string, check func(cont
 	return err
 }
 
-// Migrate brings the schema up to date.
+// Migrate brings the schema up to date and returns the migrations it ran, also
+// when one after them failed.
 func Migrate(ctx context.Context, s *settings.Settings, log zerolog.Logger) ([]statestore.Migration, error) {
 	var ran []statestore.Migration
 	err := onPostgres(ctx, s, log, func(ctx context.Context, conn *pgx.Conn) error {
 		var err error
-		ran, err = statestore.Migrate(ctx, conn)
+		ran, err = statestore.Migrator{Logger: &log}.Run(ctx, conn)
 		return err
 	})
 	return ran, err
 }
 
-// CheckSchema reports whether the schema is up to date.
-func CheckSchema(ctx context.Context, s *settings.Settings, log zerolog.Logger) (current, wanted int32, err error) {
-	err = onPostgres(ctx, s, log, func(ctx context.Context, conn *pgx.Conn) error {
+// Schema says how the database stands to this program.
+func Schema(ctx context.Context, s *settings.Settings, log zerolog.Logger) (statestore.Schema, error) {
+	var schema statestore.Schema
+	err := onPostgres(ctx, s, log, func(ctx context.Context, conn *pgx.Conn) error {
 		var err error
-		current, wanted, err = statestore.SchemaVersion(ctx, conn)
+		schema, err = statestore.Migrator{}.Schema(ctx, conn)
 		return err
 	})
-	return current, wanted, err
+	return schema, err
 }
 
 func onPostgres(ctx context.Context, s *settings.Settings, log zerolog.Logger, do func(context.Context, *pgx.Conn) error) error {

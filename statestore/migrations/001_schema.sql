@@ -1,3 +1,4 @@
+-- millrace:oldest 1
 -- Conversations own state and order. The row is the lock that serialises
 -- commits of one conversation.
 CREATE TABLE millrace.conversations (

@@ -1,3 +1,4 @@
+-- millrace:oldest 1
 -- What became of a dead letter: when it was put back, and as which redrive of its
 -- task. An event that went back to the outbox has no number.
 ALTER TABLE millrace.dead_letters

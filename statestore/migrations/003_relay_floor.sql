@@ -1,7 +1,4 @@
--- Rather fail and be run again than have the workers queue up behind a lock that a
--- long transaction withholds.
-SET LOCAL lock_timeout = '10s';
-
+-- millrace:oldest 1
 -- Up to here the outbox holds no row of the shard, and none will come. Whoever takes
 -- the shard over need not walk over what was deleted there.
 ALTER TABLE millrace.relay_shards ADD COLUMN floor bigint NOT NULL DEFAULT 0;

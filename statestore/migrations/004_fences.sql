@@ -1,4 +1,5 @@
-SET LOCAL lock_timeout = '10s';
+-- millrace:oldest 4
+-- millrace:safe workers that raise no fences go on, but what they complete beyond one runs again after a takeover, so none may start any more
 
 -- How far the records of a partition may have been started: no turn of a record at
 -- or above below has begun, on any worker. A topic that is made anew has another id.

@@ -1,6 +1,4 @@
--- Rather fail and be run again than have the workers queue up behind a lock that a
--- long transaction withholds.
-SET LOCAL lock_timeout = '10s';
+-- millrace:oldest 1
 
 -- Checked once for every message, it took a sixth of the database's share of a
 -- commit. Messages come in with a commit alone, which holds their conversation's row

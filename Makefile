@@ -67,7 +67,7 @@ bench: check-go ## Run the benchmarks of all packages (RUN=BenchmarkName: only t
 
 # ARGS are further flags of bench/, such as -json.
 .PHONY: bench-peers
-bench-peers: build ## Run side by side with peers, on the same records (ONLY=engine|outbox RECORDS=2000000 RUNS=3)
+bench-peers: build ## Run side by side with peers, on the same records (ONLY=engine|outbox|commit RECORDS=2000000 RUNS=3)
 	go -C bench build -o ../bin/bench-peers .
 	$(foreach s,KAFKA_BROKERS REDIS_URL POSTGRES_URL,$(if $(MILLRACE_$s),MILLRACE_TEST_$s="$$MILLRACE_$s")) MILLRACE_TEST_KAFKA_JVM=-XX:+UseG1GC scripts/with-services \
 		bin/bench-peers -only '$(or $(ONLY),engine)' $(if $(RECORDS),-records '$(RECORDS)') $(if $(RUNS),-runs '$(RUNS)') $(ARGS)

@@ -101,3 +101,20 @@ func TestOutboxIsHeldAgainstThirtyForwarders(t *testing.T) {
 		}
 	}
 }
+
+func TestTurnsAreHeldAgainstRiverAndNeverAgainstLessThanThePromise(t *testing.T) {
+	for _, tc := range []struct {
+		river, ours, bound float64
+		ok                 bool
+	}{
+		{20_000, 16_000, 16_000, true},
+		{20_000, 15_999, 16_000, false},
+		{5_000, 12_000, 12_000, true},
+		{5_000, 11_999, 12_000, false},
+	} {
+		results := judgeCommits(map[string][]float64{riverName: {1, tc.river, 90_000}, commitOurs: {1, tc.ours, 90_000}})
+		if last := results[len(results)-1]; last.Name != commitOurs || last.OK != tc.ok || *last.Bound != tc.bound {
+			t.Errorf("%v turns a second against a median of %v jobs: %+v", tc.ours, tc.river, last)
+		}
+	}
+}

@@ -36,8 +36,8 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var o options
-	flag.StringVar(&o.only, "only", "engine", "what to compare: engine or outbox")
-	flag.IntVar(&o.records, "records", 0, "records of a no-op run of the engine, 2,000,000 by default, or of the outbox, 400,000")
+	flag.StringVar(&o.only, "only", "engine", "what to compare: engine, outbox or commit")
+	flag.IntVar(&o.records, "records", 0, "records of a no-op run of the engine, 2,000,000 by default, of the outbox, 400,000, or of commit, 200,000")
 	flag.IntVar(&o.runs, "runs", 3, "runs of each, of which the median counts")
 	flag.DurationVar(&o.window, "window", 10*time.Second, "how long a steady state is measured")
 	flag.StringVar(&o.millrace, "millrace", "bin/millrace", "the binary to measure")
@@ -55,9 +55,9 @@ func run(ctx context.Context, o options) error {
 	compare, known := map[string]struct {
 		run     func(context.Context, options) (*report, error)
 		records int
-	}{"engine": {compareEngines, 2_000_000}, "outbox": {compareOutboxes, 400_000}}[o.only]
+	}{"engine": {compareEngines, 2_000_000}, "outbox": {compareOutboxes, 400_000}, "commit": {compareCommits, 200_000}}[o.only]
 	if !known || o.records < 0 || o.runs < 1 || flag.NArg() > 0 {
-		return errors.New("want -only engine or outbox, 1 or more runs, and records or 0 for the default")
+		return errors.New("want -only engine, outbox or commit, 1 or more runs, and records or 0 for the default")
 	}
 	o.records = cmp.Or(o.records, compare.records)
 	report, err := compare.run(ctx, o)

@@ -34,6 +34,11 @@ func (m millraceRuns) outboxRate(records int) func(context.Context) (float64, er
 	return m.measure(outboxOurs, "outbox", "--only", "rate", "--records", strconv.Itoa(records))
 }
 
+// commitRate returns what measures "commit.turns".
+func (m millraceRuns) commitRate(records int) func(context.Context) (float64, error) {
+	return m.measure(commitOurs, "commit", "--only", "turns", "--records", strconv.Itoa(records))
+}
+
 // measure returns what runs a benchmark and picks one of its figures.
 func (m millraceRuns) measure(figure string, args ...string) func(context.Context) (float64, error) {
 	return func(ctx context.Context) (float64, error) {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -33,9 +32,9 @@ func compareOutboxes(ctx context.Context, o options) (_ *report, err error) {
 	if err != nil {
 		return nil, err
 	}
-	peer, err := buildForwarder(ctx, o.dir)
+	peer, err := buildModule(ctx, filepath.Join(o.dir, "watermill-forwarder"), "watermill-forwarder")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("build Watermill's forwarder: %w", err)
 	}
 	prefix := fmt.Sprintf("bench-peers-%08x.", rand.Uint32()) //nolint:gosec // no secret
 	defer func() { err = errors.Join(err, services.clean(ctx, prefix)) }()
@@ -62,19 +61,6 @@ func judgeOutboxes(samples map[string][]float64) []bench.Result {
 	}
 }
 
-// buildForwarder builds Watermill's forwarder with our harness around it, from a
-// module of its own: what it depends on is not to choose versions for us.
-func buildForwarder(ctx context.Context, dir string) (binary string, err error) {
-	module := filepath.Join(dir, "watermill-forwarder")
-	if binary, err = filepath.Abs(filepath.Join(module, "bin", "watermill-forwarder")); err != nil {
-		return "", err
-	}
-	if out, err := output(ctx, os.Environ(), "go", "-C", module, "build", "-o", binary, "."); err != nil {
-		return "", fmt.Errorf("build Watermill's forwarder: %w\n%s", err, out)
-	}
-	return binary, nil
-}
-
 // forwarderRuns measures it, each time with a table and a topic of its own.
 type forwarderRuns struct {
 	binary   string
@@ -97,11 +83,5 @@ func (f forwarderRuns) rate(ctx context.Context) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	var measured struct {
-		Rate float64 `json:"rate"`
-	}
-	if err := json.Unmarshal(out, &measured); err != nil {
-		return 0, fmt.Errorf("read result %q: %w", out, err)
-	}
-	return measured.Rate, nil
+	return measuredRate(out)
 }

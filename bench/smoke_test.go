@@ -66,3 +66,20 @@ func TestSmallRunOfTheOutbox(t *testing.T) {
 		}
 	}
 }
+
+func TestSmallRunOfTheCommit(t *testing.T) {
+	figures := make(map[string]float64)
+	err := bench.Commit(t.Context(), bench.CommitConfig{
+		Env:  smokeEnv(t),
+		Only: []string{"turns"}, Records: 5000,
+	}, func(r bench.Result) error {
+		figures[r.Name] = r.Value
+		return r.WriteJSON(os.Stderr)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if figures["commit.turns"] <= 0 {
+		t.Errorf("commit.turns: %v, want a rate", figures["commit.turns"])
+	}
+}

@@ -59,11 +59,16 @@ const ReservedSteps = "millrace:"
 // From the moment run is called until Step returns, a crash leaves the call
 // ambiguous: it may have happened. The task's next run calls it again.
 //
-// Names that begin with [ReservedSteps] are refused.
+// Names that begin with [ReservedSteps] are refused, and so is, with
+// [ErrInTransaction], a step of a turn that has opened a transaction.
 func (t *Turn) Step(ctx context.Context, name string, request []byte, run func(context.Context) (StepResult, error)) ([]byte, error) {
 	if strings.HasPrefix(name, ReservedSteps) {
 		return nil, Permanent(fmt.Errorf("step %q: names that begin with %q are reserved", name, ReservedSteps))
 	}
+	if err := t.beginStep(); err != nil {
+		return nil, fmt.Errorf("step %q: %w", name, err)
+	}
+	defer t.endStep()
 	if t.journal == nil {
 		result, err := run(ctx)
 		if err != nil {

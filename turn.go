@@ -31,6 +31,8 @@ type TurnConfig struct {
 	Journal Journal
 	// Dependencies is told which dependencies have answered. Nil: nobody is.
 	Dependencies Dependencies
+	// Transactions opens the transaction that a handler asks for. Nil: it gets none.
+	Transactions Transactions
 }
 
 // Dependencies keeps account of what turns call.
@@ -50,12 +52,16 @@ type Turn struct {
 	history HistoryReader
 	journal Journal
 	deps    Dependencies
+	own     ownTransaction
 
 	mu        sync.Mutex
 	effects   Effects
 	stepNames map[string]int
 	journaled bool
 	outage    error
+	// stepping counts the steps that run. None begins once stepsClosed.
+	stepping    int
+	stepsClosed bool
 }
 
 // NewTurn returns a turn that has collected nothing yet.
@@ -68,6 +74,7 @@ func NewTurn(cfg TurnConfig) *Turn {
 		history: cfg.History,
 		journal: cfg.Journal,
 		deps:    cfg.Dependencies,
+		own:     ownTransaction{begin: cfg.Transactions},
 	}
 }
 

@@ -69,6 +69,8 @@ type Config struct {
 	Fences Fences
 	// Journal keeps the outcome of steps. Nil: steps run anew at every attempt.
 	Journal millrace.Journal
+	// Transactions opens the transactions that handlers ask for. Nil: they get none.
+	Transactions millrace.Transactions
 	// Redis is where running turns are announced to the next owner of their
 	// partition. Nil: such turns are canceled, and run anew there.
 	Redis redis.UniversalClient

@@ -102,7 +102,7 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item, started time.Ti
 	prio := string(it.task.Priority)
 	turn := millrace.NewTurn(millrace.TurnConfig{
 		Task: it.task, Coalesced: it.coalesced(), Conversation: *l.conv, Attempt: it.attempts + 1,
-		History: e.cfg.History, Journal: e.cfg.Journal, Dependencies: &e.breakers,
+		History: e.cfg.History, Journal: e.cfg.Journal, Dependencies: &e.breakers, Transactions: e.cfg.Transactions,
 	})
 	if it.attempts == 0 && it.outages == 0 && !it.task.Time.IsZero() {
 		e.metrics.byPriority[it.priority].queueWait.Observe(started.Sub(it.task.Time).Seconds())
@@ -116,6 +116,20 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item, started time.Ti
 	if err == nil && timedOut {
 		err = e.lateError(it)
 	}
+	own, unopened := turn.EndTransaction()
+	if own != nil && (err != nil || endedBy != nil || ctx.Err() != nil) {
+		// Before anything else: it has the lock that other commits of the conversation
+		// need.
+		err, own = own.Rollback(ctx, err), nil
+	}
+	if err == nil {
+		err = unopened // the handler went on without it
+	}
+	completion := millrace.Completion{
+		Task: it.task, Status: millrace.StatusCompleted, Base: *l.conv, Attempts: it.attempts + 1,
+		StartedAt: started, FinishedAt: finishedAt,
+	}
+	var lost *millrace.OutcomeError
 	e.metrics.byPriority[it.priority].turnSeconds.Observe(finishedAt.Sub(started).Seconds())
 
 	switch {
@@ -130,10 +144,10 @@ func (e *Engine) runTurn(ctx context.Context, l *lane, it *item, started time.Ti
 		if it.probing {
 			e.breakers.passed(it)
 		}
-		return e.commit(ctx, l, it, millrace.Completion{
-			Task: it.task, Status: millrace.StatusCompleted, Base: *l.conv, Attempts: it.attempts + 1,
-			Effects: turn.Effects(), StartedAt: started, FinishedAt: finishedAt,
-		})
+		completion.Effects = turn.Effects()
+		return e.commitIn(ctx, l, it, completion, own)
+	case errors.As(unopened, &lost):
+		return e.conclude(ctx, l, it, completion, lost.Outcome)
 	case millrace.IsUnavailable(err) && (!timedOut || !errors.Is(err, context.DeadlineExceeded)):
 		// A dependency that fails because the turn's own time is up is not out: such a
 		// turn would come back for ever.
@@ -169,6 +183,9 @@ func (e *Engine) handle(ctx context.Context, l *lane, it *item, turn *millrace.T
 				e.log.Error().Str("task", it.task.ID).Str("stack", stack).Msgf("handler panicked: %v", r)
 			} else {
 				noteExit(it, turn, stack)
+				if own, _ := turn.EndTransaction(); own != nil {
+					_ = own.Rollback(ctx, errExited)
+				}
 			}
 		}
 		l.turn.Store(nil)
@@ -256,8 +273,21 @@ func (e *Engine) giveUp(ctx context.Context, l *lane, it *item, reason, detail, 
 
 // commit hands a completion in and moves the lane's conversation on.
 func (e *Engine) commit(ctx context.Context, l *lane, it *item, c millrace.Completion) verdict {
+	return e.commitIn(ctx, l, it, c, nil)
+}
+
+// commitIn is commit in a transaction of the turn's own, if there is one.
+func (e *Engine) commitIn(ctx context.Context, l *lane, it *item, c millrace.Completion, own millrace.Transaction) verdict {
 	c.Also = it.also(c.DeadLetter)
-	outcome, err := e.cfg.Store.Commit(ctx, c)
+	var (
+		outcome millrace.Outcome
+		err     error
+	)
+	if own != nil {
+		outcome, err = own.Commit(ctx, c)
+	} else {
+		outcome, err = e.cfg.Store.Commit(ctx, c)
+	}
 	if err != nil {
 		if millrace.IsUnavailable(err) || ctx.Err() != nil {
 			l.conv = nil // it may have committed after all
@@ -268,12 +298,22 @@ func (e *Engine) commit(ctx context.Context, l *lane, it *item, c millrace.Compl
 			// Nothing that is left of the task can be the reason any more.
 			return e.outage(ctx, it, err)
 		}
+		if own != nil {
+			// Half of it is the handler's: what PostgreSQL refuses may come from there, and
+			// go as it came.
+			return e.failed(ctx, l, it, err, "")
+		}
 		it.attempts++
 		return e.giveUp(ctx, l, it, millrace.ReasonEffectsRefused, err.Error(), "")
 	}
 	if !c.Effects.Empty() { // others may not have gone as far as PostgreSQL
 		e.postgres.hear()
 	}
+	return e.conclude(ctx, l, it, c, outcome)
+}
+
+// conclude deals with what the store says of a completion.
+func (e *Engine) conclude(ctx context.Context, l *lane, it *item, c millrace.Completion, outcome millrace.Outcome) verdict {
 	prio := string(it.task.Priority)
 	switch outcome {
 	case millrace.Committed:

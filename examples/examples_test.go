@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"millrace"
@@ -167,6 +168,65 @@ func TestAgentOnAnthropicsSDK(t *testing.T) {
 // TestGoHandler runs the handler as a worker of its own beside the processes of
 // an installation.
 func TestGoHandler(t *testing.T) {
+	services := startServices(t)
+	simulator := startSimulator(t)
+	vars := installation(services)
+	vars["MILLRACE_LLM_TEST_BASE_URL"], vars["MILLRACE_LLM_TEST_API_KEY"], vars["MILLRACE_LLM_MODEL"] = simulator, "simulated", "test/simulated-model"
+	api := startIngest(t, vars)
+	start(t, syscall.SIGTERM, vars, buildAsOtherModule(t))
+
+	r := submit(t, api, map[string]any{"conversation": "ticket-1", "type": "chat.message", "payload": map[string]string{"text": "Where is my order?"}})
+	checkAnswer(t, api, "ticket-1", &r)
+	if n := llmCalls(t, simulator); n != 1 {
+		t.Errorf("%d calls at the provider, want 1", n)
+	}
+}
+
+// TestGoHandlerWithTablesOfItsOwn runs the worker that takes orders.
+func TestGoHandlerWithTablesOfItsOwn(t *testing.T) {
+	services := startServices(t)
+	vars := installation(services)
+	api := startIngest(t, vars)
+	db, err := pgx.Connect(t.Context(), services.Postgres.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close(context.WithoutCancel(t.Context())) })
+	schema, err := os.ReadFile("go/orders/schema.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(t.Context(), string(schema)); err != nil {
+		t.Fatal(err)
+	}
+	start(t, syscall.SIGTERM, vars, buildGo(t, "./go/orders"))
+
+	order := func(n int) millrace.TaskResult {
+		return submit(t, api, map[string]any{"conversation": "customer-1", "type": "order", "payload": map[string]any{"item": "lamp", "quantity": n}})
+	}
+	if r := order(7); r.Status != millrace.StatusCompleted || string(r.Result) != `{"left":3}` {
+		t.Errorf("7 of 10: %+v", r)
+	}
+	if r := order(4); r.Status != millrace.StatusFailed || !strings.Contains(r.Error, "not 4") {
+		t.Errorf("4 of 3: %+v", r)
+	}
+	if r := order(3); r.Status != millrace.StatusCompleted || string(r.Result) != `{"left":0}` {
+		t.Errorf("3 of 3: %+v", r)
+	}
+	var taken, left int
+	if err := db.QueryRow(t.Context(), `SELECT (SELECT sum(quantity) FROM shop.orders), (SELECT sum(quantity) FROM shop.stock)`).Scan(&taken, &left); err != nil {
+		t.Fatal(err)
+	}
+	if taken != 10 || left != 0 {
+		t.Errorf("%d ordered, %d left; want all 10 ordered", taken, left)
+	}
+	if n := conversationOf(t, api, "customer-1").Length; n != 2 {
+		t.Errorf("%d messages, want one for each order that was placed", n)
+	}
+}
+
+func startServices(t *testing.T) *embedded.Services {
+	t.Helper()
 	services, err := embedded.Start(t.Context(), embedded.Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -176,12 +236,20 @@ func TestGoHandler(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	simulator := startSimulator(t)
-	vars := map[string]string{
+	return services
+}
+
+// installation returns the settings of processes on these services.
+func installation(services *embedded.Services) map[string]string {
+	return map[string]string{
 		"MILLRACE_KAFKA_BROKERS": services.Kafka.Addr(), "MILLRACE_REDIS_URL": services.Redis.URL(), "MILLRACE_POSTGRES_URL": services.Postgres.URL(),
 		"MILLRACE_PARTITIONS": "4", "MILLRACE_HTTP_ADDR": "127.0.0.1:0", "MILLRACE_LLM_PROXY_ADDR": "off",
-		"MILLRACE_LLM_TEST_BASE_URL": simulator, "MILLRACE_LLM_TEST_API_KEY": "simulated", "MILLRACE_LLM_MODEL": "test/simulated-model",
 	}
+}
+
+// startIngest prepares an installation and returns the URL of its API.
+func startIngest(t *testing.T, vars map[string]string) (api string) {
+	t.Helper()
 	binary := buildMillrace(t)
 	for _, command := range []string{"migrate", "topics"} {
 		cmd := exec.CommandContext(t.Context(), binary, command)
@@ -189,14 +257,7 @@ func TestGoHandler(t *testing.T) {
 		runOnce(t, cmd)
 	}
 	ingest := start(t, syscall.SIGTERM, vars, binary, "ingest")
-	start(t, syscall.SIGTERM, vars, buildAsOtherModule(t))
-	api := "http://" + ingest.await(t, `(127\.0\.0\.1:\d+)`)
-
-	r := submit(t, api, map[string]any{"conversation": "ticket-1", "type": "chat.message", "payload": map[string]string{"text": "Where is my order?"}})
-	checkAnswer(t, api, "ticket-1", &r)
-	if n := llmCalls(t, simulator); n != 1 {
-		t.Errorf("%d calls at the provider, want 1", n)
-	}
+	return "http://" + ingest.await(t, `(127\.0\.0\.1:\d+)`)
 }
 
 // buildAsOtherModule builds the handler the way that a program of another module

@@ -48,8 +48,20 @@ const (
 	maxLabelBytes = 1 << 10
 )
 
+// sender runs the statements of a batch: a pool as one transaction, a transaction
+// as part of it.
+type sender interface {
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+}
+
 // commitOnce runs one transaction for the batch.
 func (s *Store) commitOnce(ctx context.Context, batch []*pendingCommit) ([]millrace.Outcome, error) {
+	return s.commitOn(ctx, s.cfg.Pool, batch)
+}
+
+// commitOn runs the statements that commit a batch. They are a transaction, or the
+// last ones of the one that they are sent in.
+func (s *Store) commitOn(ctx context.Context, on sender, batch []*pendingCommit) ([]millrace.Outcome, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.CommitTimeout)
 	defer cancel()
 	token := uuid.New()
@@ -62,7 +74,7 @@ func (s *Store) commitOnce(ctx context.Context, batch []*pendingCommit) ([]millr
 	if err != nil {
 		return nil, &refusedError{err}
 	}
-	if err := s.cfg.Pool.SendBatch(ctx, sql).Close(); err != nil {
+	if err := on.SendBatch(ctx, sql).Close(); err != nil {
 		return nil, fmt.Errorf("commit %d turns: %w", len(batch), err)
 	}
 	outcomes := make([]millrace.Outcome, len(batch))

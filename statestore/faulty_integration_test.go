@@ -74,6 +74,21 @@ func (f *faults) arm(b budget) {
 	}
 }
 
+// left returns what is left of the budget of the connection that has used most.
+func (f *faults) left() budget {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	least := unlimited
+	for c := range f.conns {
+		c.mu.Lock()
+		if least == unlimited || c.left.Read+c.left.Written < least.Read+least.Written {
+			least = c.left
+		}
+		c.mu.Unlock()
+	}
+	return least
+}
+
 // cut breaks all connections that are open now.
 func (f *faults) cut() {
 	f.mu.Lock()

@@ -11,6 +11,10 @@ type metrics struct {
 	hotFailures prometheus.Counter
 	repaid      *prometheus.CounterVec
 	ambiguous   prometheus.Counter
+	txOpen      prometheus.Gauge
+	txWait      prometheus.Histogram
+	txLasted    prometheus.Histogram
+	txUnknown   prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -41,9 +45,23 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		ambiguous: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_steps_ambiguous_total", Help: "Steps found begun but without an outcome: their call may have happened.",
 		}),
+		txOpen: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "millrace_statestore_tx_open", Help: "Turns that have a transaction of their own, and a connection for it.",
+		}),
+		txWait: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "millrace_statestore_tx_wait_seconds", Help: "How long turns waited for a transaction of their own: for their share of the connections, and for the conversation's lock.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 15),
+		}),
+		txLasted: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "millrace_statestore_tx_seconds", Help: "How long turns kept a transaction of their own.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 15),
+		}),
+		txUnknown: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_statestore_tx_unknown_total", Help: "Transactions of turns whose connection was lost in their commit, so that PostgreSQL was asked for the outcome.",
+		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.opened, m.outcomes, m.batch, m.duration, m.retries, m.hotFailures, m.repaid, m.ambiguous)
+		reg.MustRegister(m.opened, m.outcomes, m.batch, m.duration, m.retries, m.hotFailures, m.repaid, m.ambiguous, m.txOpen, m.txWait, m.txLasted, m.txUnknown)
 	}
 	return m
 }

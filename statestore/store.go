@@ -38,6 +38,14 @@ type Config struct {
 	// CommitTimeout is how long one commit is retried while PostgreSQL is out,
 	// before the turn is told. Default 10 s.
 	CommitTimeout time.Duration
+	// TxConns is how many connections of the pool turns may keep at once for
+	// transactions of their own ([Tx]); further turns wait. The pool must have more.
+	// Default half of the pool.
+	TxConns int
+	// TxIdleTimeout is how long a turn's own transaction may wait for the handler's
+	// next statement. PostgreSQL ends it then: a worker that hangs must not keep a
+	// conversation locked. Default 5 s.
+	TxIdleTimeout time.Duration
 	// Published is told the outbox shards that a commit has written to. It must not
 	// block. Nil tells nobody.
 	Published func(shards ...int)
@@ -58,6 +66,8 @@ type Store struct {
 	commits     *queue[*pendingCommit]
 	lookups     *queue[*pendingLookup]
 	opens       *queue[*pendingOpen]
+	// txs has room for each turn that has a transaction of its own.
+	txs chan struct{}
 }
 
 // New returns a store. Commits and look-ups wait until Run is called.
@@ -72,8 +82,16 @@ func New(cfg Config) (*Store, error) {
 	if cfg.Committers < 0 || cfg.BatchSize < 0 {
 		errs = append(errs, errors.New("negative committers or batch size"))
 	}
-	if cfg.TTL < 0 || cfg.CommitTimeout < 0 {
-		errs = append(errs, errors.New("TTL and CommitTimeout must not be negative"))
+	if cfg.TTL < 0 || cfg.CommitTimeout < 0 || cfg.TxIdleTimeout < 0 {
+		errs = append(errs, errors.New("TTL, CommitTimeout and TxIdleTimeout must not be negative"))
+	}
+	if cfg.Pool != nil {
+		// A handler that has one may read history, which takes another.
+		if conns := int(cfg.Pool.Config().MaxConns); cfg.TxConns < 0 || cfg.TxConns > 0 && cfg.TxConns >= conns {
+			errs = append(errs, fmt.Errorf("TxConns %d: want less than the %d connections of the pool", cfg.TxConns, conns))
+		} else if cfg.TxConns == 0 {
+			cfg.TxConns = conns / 2
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("statestore config: %w", err)
@@ -93,6 +111,9 @@ func New(cfg Config) (*Store, error) {
 	if cfg.CommitTimeout == 0 {
 		cfg.CommitTimeout = 10 * time.Second
 	}
+	if cfg.TxIdleTimeout == 0 {
+		cfg.TxIdleTimeout = 5 * time.Second
+	}
 	if cfg.Published == nil {
 		cfg.Published = func(...int) {}
 	}
@@ -105,6 +126,7 @@ func New(cfg Config) (*Store, error) {
 		commits:     newQueue[*pendingCommit](),
 		lookups:     newQueue[*pendingLookup](),
 		opens:       newQueue[*pendingOpen](),
+		txs:         make(chan struct{}, cfg.TxConns),
 	}
 	if cfg.Logger != nil {
 		s.log = cfg.Logger.With().Str("part", "statestore").Logger()

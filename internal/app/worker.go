@@ -86,7 +86,7 @@ func (w *Worker) open(ctx context.Context, p *Process, handler millrace.Handler)
 	}
 	w.engine, err = consumer.New(consumer.Config{
 		Kafka: kafkaOpts, TopicPrefix: s.TopicPrefix, Pool: s.Pool, Priorities: s.Priorities, Split: split,
-		Host: p.Host, Addr: p.Addr, Redis: w.redis, KeyPrefix: s.RedisPrefix(), Handler: traced(w.llm.inContext(handler)), Store: w.store, History: w.store, Journal: w.store, Cancels: w.store, Fences: w.store,
+		Host: p.Host, Addr: p.Addr, Redis: w.redis, KeyPrefix: s.RedisPrefix(), Handler: traced(w.llm.inContext(handler)), Store: w.store, History: w.store, Journal: w.store, Cancels: w.store, Fences: w.store, Transactions: w.store,
 		Slots: s.Slots, Reserved: s.Reserved, MaxAttempts: s.MaxAttempts,
 		RetryMin: s.RetryMin, RetryMax: s.RetryMax, TurnTimeout: s.HandlerTimeout, TypeTimeouts: s.TypeTimeouts,
 		StuckAfter: s.StuckAfter, StuckLimit: s.StuckLimit, DrainTimeout: s.DrainTimeout,

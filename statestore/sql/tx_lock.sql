@@ -1,0 +1,2 @@
+-- $1 conversation id
+SELECT version FROM millrace.conversations WHERE id = $1 FOR UPDATE

@@ -23,8 +23,8 @@ func newMigrate(c *cli) *cobra.Command {
 go forward. Of several calls at once one works and the others wait for it; one
 that is killed leaves its migration undone, to be run by the next call.
 
-Run it before the programs that bring the migrations: these refuse to start on
-a database that is behind. Workers of the version before go on working while
+Run it before the programs that bring the migrations: workers and relays refuse
+to start on a database that is behind. Workers of the version before go on working while
 and after it runs, and may be started again, as long as --check of their version
 says so; a migration that they cannot work with is one of the release notes.
 

@@ -16,7 +16,9 @@ type item struct {
 	record millrace.Record
 	// invalid says why the record cannot be a task. Such an item becomes a dead
 	// letter without a turn.
-	invalid  *millrace.RecordError
+	invalid *millrace.RecordError
+	// control says that it is the end of a transaction, which holds no task.
+	control  bool
 	part     *partition
 	priority int
 	size     int64

@@ -16,11 +16,13 @@ type TaskResult struct {
 	Attempts       int             `json:"attempts"`
 	Result         json.RawMessage `json:"result,omitempty"`
 	// ResultOmitted says that the result is too large for an event: the API has it.
-	ResultOmitted bool      `json:"result_omitted,omitempty"`
-	Usage         Usage     `json:"usage"`
-	Error         string    `json:"error,omitempty"`
-	StartedAt     time.Time `json:"started_at,omitzero"`
-	FinishedAt    time.Time `json:"finished_at,omitzero"`
+	ResultOmitted bool  `json:"result_omitted,omitempty"`
+	Usage         Usage `json:"usage"`
+	// RunAt is what a queued task waits for: its time, until which it is held back.
+	RunAt      time.Time `json:"run_at,omitzero"`
+	Error      string    `json:"error,omitempty"`
+	StartedAt  time.Time `json:"started_at,omitzero"`
+	FinishedAt time.Time `json:"finished_at,omitzero"`
 }
 
 // Cancel says that a task has been cancelled.

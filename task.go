@@ -140,6 +140,14 @@ type Task struct {
 	TraceState  string
 }
 
+// ScheduledTask is a task that is to be held back until its time.
+type ScheduledTask struct {
+	Task Task
+	// RunAt is when the task is released to the workers. It is the task's time in
+	// its record then.
+	RunAt time.Time
+}
+
 // Key identifies one run of a task to its end: redriving a dead letter starts
 // another run under the same id.
 type Key struct {

@@ -21,6 +21,7 @@ type BatchResult struct {
 	TaskID         string            `json:"task_id,omitempty" doc:"The task's id, when it was accepted"`
 	ConversationID string            `json:"conversation_id,omitempty" doc:"The task's conversation"`
 	Priority       millrace.Priority `json:"priority,omitempty" doc:"The priority that the task was given"`
+	RunAt          time.Time         `json:"run_at,omitzero" doc:"Until when the task is held back, if it is. A repeat leaves a task the time that it has"`
 	Error          *Problem          `json:"error,omitempty" doc:"Why the line was not accepted"`
 }
 
@@ -28,8 +29,7 @@ type BatchResult struct {
 // acknowledgement.
 type batchLine struct {
 	number  int
-	task    *millrace.Task
-	compare string // by what its key is compared; empty: not at all
+	taken   *taken // nil if the line is no task
 	acked   chan error
 	problem *Problem
 }
@@ -52,6 +52,10 @@ type batch struct {
 	// together is how many lines are handed on at once: more than one only saves
 	// round trips where keys are compared.
 	together int
+	// scheduled are the lines that wait to be stored together, by their index, and
+	// scheduledBytes what their payloads hold.
+	scheduled      []int
+	scheduledBytes int
 }
 
 // submitBatch takes tasks in line by line. It produces while it reads and
@@ -81,6 +85,7 @@ func (s *Server) submitBatch(w http.ResponseWriter, r *http.Request) *Problem {
 	}
 	problem = b.read(body)
 	b.send()
+	b.schedule()
 	body.close()
 	if len(b.lines) == 0 {
 		if problem == nil {
@@ -122,7 +127,7 @@ func (b *batch) read(body io.Reader) *Problem {
 		if err != nil {
 			l.problem = bodyTooLarge.problem("the line has more than %d bytes", lines.maxLine)
 		} else {
-			l.task, l.compare, l.problem = b.s.takeIn(b.r, line, number)
+			l.taken, l.problem = b.s.takeIn(b.r, line, number)
 		}
 		b.lines = append(b.lines, l)
 		if len(b.lines)-b.sent >= b.together {
@@ -134,22 +139,26 @@ func (b *batch) read(body io.Reader) *Problem {
 // send hands the lines on that have been read since the last time: those that
 // are admitted and that their keys do not speak against, in their order.
 func (b *batch) send() {
-	lines := b.lines[b.sent:]
+	first, lines := b.sent, b.lines[b.sent:]
 	b.sent = len(b.lines)
 	var compare map[string]string
 	for i := range lines {
-		if b.admit(&lines[i]); lines[i].problem == nil && lines[i].compare != "" {
+		if b.admit(&lines[i]); lines[i].problem == nil && lines[i].taken.compare != "" {
 			if compare == nil {
 				compare = make(map[string]string, len(lines))
 			}
-			compare[lines[i].task.ID] = lines[i].compare
+			compare[lines[i].taken.task.ID] = lines[i].taken.compare
 		}
 	}
 	problems := b.s.claims.check(b.r.Context(), compare)
 	for i := range lines {
 		l := &lines[i]
 		if l.problem == nil {
-			l.problem = problems[l.task.ID]
+			l.problem = problems[l.taken.task.ID]
+		}
+		if l.problem == nil && !l.taken.runAt.IsZero() {
+			b.hold(first + i)
+			continue
 		}
 		if l.problem == nil && b.broken.Load() {
 			l.problem = notSent()
@@ -158,6 +167,41 @@ func (b *batch) send() {
 			b.produce(l)
 		}
 	}
+}
+
+// What is stored in one transaction of the tasks that are held back.
+const (
+	scheduleLines = 500
+	scheduleBytes = 8 << 20
+)
+
+// hold adds a line to those that are stored together. A line that is sent at once
+// may overtake it: its time is earlier.
+func (b *batch) hold(i int) {
+	b.scheduled = append(b.scheduled, i)
+	b.scheduledBytes += len(b.lines[i].taken.task.Payload)
+	if len(b.scheduled) == scheduleLines || b.scheduledBytes >= scheduleBytes {
+		b.schedule()
+	}
+}
+
+// schedule stores the lines that are held back. If it fails, it fails for all of
+// them and for the later ones of their conversations.
+func (b *batch) schedule() {
+	if len(b.scheduled) == 0 {
+		return
+	}
+	tasks := make([]millrace.ScheduledTask, len(b.scheduled))
+	for n, i := range b.scheduled {
+		tasks[n] = millrace.ScheduledTask{Task: b.lines[i].taken.task, RunAt: b.lines[i].taken.runAt}
+	}
+	if problem := b.s.schedule(b.r.Context(), tasks); problem != nil {
+		for _, i := range b.scheduled {
+			b.lines[i].problem = problem
+			b.holdBack(&b.lines[i])
+		}
+	}
+	b.scheduled, b.scheduledBytes = b.scheduled[:0], 0
 }
 
 func notSent() *Problem {
@@ -169,18 +213,24 @@ func (b *batch) admit(l *batchLine) {
 	if l.problem != nil {
 		return
 	}
-	key := l.task.Conversation
+	key := l.taken.task.Conversation
 	switch {
-	case b.broken.Load():
+	case b.broken.Load() && l.taken.runAt.IsZero():
 		l.problem = notSent()
 	case b.s.stopped():
 		l.problem = stoppedProblem()
 	case key != "" && b.held[key] != nil:
 		l.problem = b.held[key]
 	default:
-		l.problem = b.s.admission.admit(l.task.Priority)
+		l.problem = b.s.admit(l.taken)
 	}
-	if l.problem != nil && key != "" && l.problem.passing() {
+	b.holdBack(l)
+}
+
+// holdBack keeps the later lines of a conversation behind one that was refused for
+// a passing reason.
+func (b *batch) holdBack(l *batchLine) {
+	if key := l.taken.task.Conversation; l.problem != nil && key != "" && l.problem.passing() {
 		b.held[key] = l.problem
 	}
 }
@@ -188,14 +238,14 @@ func (b *batch) admit(l *batchLine) {
 func (b *batch) produce(l *batchLine) {
 	l.acked = make(chan error, 1)
 	acked := l.acked
-	err := b.s.produce(b.r.Context(), l.task, func(err error) {
+	err := b.s.produce(b.r.Context(), &l.taken.task, func(err error) {
 		if err != nil && !tooLargeForKafka(err) {
 			b.broken.Store(true)
 		}
 		acked <- err
 	})
 	if err != nil {
-		l.problem = b.s.encodeProblem(l.task, err)
+		l.problem = b.s.encodeProblem(&l.taken.task, err)
 	}
 }
 
@@ -206,9 +256,9 @@ func (b *batch) results() []BatchResult {
 	results := make([]BatchResult, len(b.lines))
 	for i := range b.lines {
 		l := &b.lines[i]
-		if l.problem == nil {
+		if l.problem == nil && l.acked != nil {
 			if err := await(ctx, l.acked); err != nil {
-				l.problem = b.s.produceProblem(l.task, err)
+				l.problem = b.s.produceProblem(&l.taken.task, err)
 			}
 		}
 		results[i] = b.result(l)
@@ -221,11 +271,11 @@ func (b *batch) result(l *batchLine) BatchResult {
 		b.s.metrics.refused.WithLabelValues(l.problem.kind.name).Inc()
 		return BatchResult{Line: l.number, Status: l.problem.Status, Error: l.problem}
 	}
-	b.s.metrics.accepted.WithLabelValues(string(l.task.Priority)).Inc()
-	b.s.announcer.add(*l.task)
+	b.s.accept(l.taken)
+	task := &l.taken.task
 	return BatchResult{
 		Line: l.number, Status: http.StatusAccepted,
-		TaskID: l.task.ID, ConversationID: l.task.Conversation, Priority: l.task.Priority,
+		TaskID: task.ID, ConversationID: task.Conversation, Priority: task.Priority, RunAt: l.taken.runAt.UTC(),
 	}
 }
 

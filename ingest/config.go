@@ -36,11 +36,14 @@ type Config struct {
 	// Reader answers questions about tasks, conversations and dead letters. Nil:
 	// those routes answer 503 and say that no store is configured.
 	Reader Reader
-	// ReaderSetting names the setting that is missing when Reader is nil, for
-	// that answer. Default: "MILLRACE_POSTGRES_URL".
+	// ReaderSetting names the setting that is missing when Reader, Canceller or
+	// Scheduler is nil, for that answer. Default: "MILLRACE_POSTGRES_URL".
 	ReaderSetting string
 	// Canceller cancels tasks. Nil: that route answers 503 like those of the Reader.
 	Canceller Canceller
+	// Scheduler holds tasks back that are to run later. Nil: a task with a run_at in
+	// the future is answered 503.
+	Scheduler Scheduler
 	// Announcer is told of accepted tasks, so that their status can be read
 	// before a worker has seen them. It is a hint: announcements are dropped
 	// when it does not keep up. Nil: nobody is told.

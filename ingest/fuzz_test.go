@@ -19,7 +19,7 @@ import (
 func FuzzTaskBody(f *testing.F) {
 	for _, s := range []string{
 		`{"conversation":"c","type":"t","payload":1}`,
-		`{"conversation":null,"type":"t","payload":{"a":[1,"\"}]"]} , "priority":"high","tenant":"x","max_attempts":3,"attributes":{"a":"b"},"deadline":"2999-01-01T00:00:00Z"}`,
+		`{"conversation":null,"type":"t","payload":{"a":[1,"\"}]"]} , "priority":"high","tenant":"x","max_attempts":3,"attributes":{"a":"b"},"deadline":"2999-01-01T00:00:00Z","run_at":"2026-01-02T00:00:00.5+01:00"}`,
 		`{"conversation":"\ud83d\ude00","type":"\u0074","payload":"\ud800"}`, `{`, `[]`, `{"a":}`, "\xef\xbb\xbf{}", `{"payload":1e999}`, ``,
 	} {
 		f.Add([]byte(s))

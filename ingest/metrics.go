@@ -8,8 +8,10 @@ import (
 
 type metrics struct {
 	accepted             *prometheus.CounterVec
+	scheduled            *prometheus.CounterVec
 	refused              *prometheus.CounterVec
 	produceSeconds       prometheus.Histogram
+	scheduleSeconds      prometheus.Histogram
 	requestSeconds       *prometheus.HistogramVec
 	waiting              prometheus.Gauge
 	lagErrors            prometheus.Counter
@@ -28,11 +30,16 @@ func newMetrics() *metrics {
 	}
 	buckets := []float64{.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30, 60}
 	return &metrics{
-		accepted: counters("accepted_total", "Tasks acknowledged by Kafka.", "priority"),
-		refused:  counters("refused_total", "Tasks and requests refused, by problem type.", "reason"),
+		accepted:  counters("accepted_total", "Tasks acknowledged by Kafka.", "priority"),
+		scheduled: counters("scheduled_total", "Tasks stored to be held back until their run_at.", "priority"),
+		refused:   counters("refused_total", "Tasks and requests refused, by problem type.", "reason"),
 		produceSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "millrace_ingest_produce_seconds", Buckets: buckets,
 			Help: "Time from handing a record to the producer until its fate is known.",
+		}),
+		scheduleSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "millrace_ingest_schedule_seconds", Buckets: buckets,
+			Help: "Time to store tasks that are held back, those of a batch together.",
 		}),
 		requestSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "millrace_ingest_request_seconds", Buckets: buckets,
@@ -51,7 +58,7 @@ func newMetrics() *metrics {
 
 func (m *metrics) register(r prometheus.Registerer, classifier Classifier) error {
 	collectors := []prometheus.Collector{
-		m.accepted, m.refused, m.produceSeconds, m.requestSeconds, m.waiting,
+		m.accepted, m.scheduled, m.refused, m.produceSeconds, m.scheduleSeconds, m.requestSeconds, m.waiting,
 		m.lagErrors, m.lagUnknown, m.announcementsDropped, m.announcementsFailed, m.claimsFailed,
 	}
 	if c, ok := classifier.(prometheus.Collector); ok {

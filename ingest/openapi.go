@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
@@ -145,7 +146,7 @@ func headerParam(description string) *huma.Param {
 
 var (
 	bodyProblems   = []*problemKind{emptyBody, malformedJSON, badEncoding, incompleteBody, invalidParameter, invalidHeader, bodyTimeout, bodyTooLarge, unsupportedMediaType, unsupportedEncoding}
-	taskProblems   = []*problemKind{payloadTooLarge, tooDeep, unknownField, missingField, invalidField, unknownPriority, invalidTask, idempotencyKeyReused, overloaded, classificationFailed, kafkaUnavailable}
+	taskProblems   = []*problemKind{payloadTooLarge, tooDeep, unknownField, missingField, invalidField, unknownPriority, invalidTask, idempotencyKeyReused, overloaded, classificationFailed, kafkaUnavailable, scheduleUnavailable, storeNotConfigured}
 	readerProblems = []*problemKind{invalidParameter, storeNotConfigured, storeUnavailable}
 )
 
@@ -156,7 +157,7 @@ func (a *api) operations() {
 	}
 	idempotencyKey := &huma.Param{
 		Name: headerIdempotencyKey, In: "header", Schema: &huma.Schema{Type: huma.TypeString, MaxLength: new(maxIdempotencyKey)},
-		Description: "Makes repeats safe: the same tenant and key give the same task id, and a task is done once per id. Another task under a key used within the last 24 hours is refused with 422: conversation, type, payload (byte for byte), priority, attributes, max_attempts and on_busy are compared, the deadline is not. In a batch, each line's id follows from the key and its number.",
+		Description: "Makes repeats safe: the same tenant and key give the same task id, and a task is done once per id. Another task under a key used within the last 24 hours is refused with 422: conversation, type, payload (byte for byte), priority, attributes, max_attempts and on_busy are compared, deadline and run_at are not. In a batch, each line's id follows from the key and its number.",
 	}
 	encoding := &huma.Param{
 		Name: "Content-Encoding", In: "header", Schema: &huma.Schema{Type: huma.TypeString, Enum: []any{"gzip", "zstd", "identity"}},
@@ -169,7 +170,7 @@ func (a *api) operations() {
 	a.route(huma.Operation{
 		Method: http.MethodPost, Path: "/v1/tasks", OperationID: "submit-task", Tags: []string{"tasks"},
 		Summary:     "Send a task",
-		Description: "Answers once all in-sync replicas have acknowledged the task.",
+		Description: "Answers once all in-sync replicas have acknowledged the task, or, if it is held back until its `run_at`, once PostgreSQL has committed it.",
 		Parameters:  []*huma.Param{idempotencyKey, encoding, requestID},
 		RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{millrace.JSON: {Schema: taskRef, Example: exampleTask}}},
 		Responses:   map[string]*huma.Response{"202": submitted},
@@ -259,6 +260,9 @@ func (a *api) taskSchema() *huma.Schema {
 	priority.Enum, priority.MaxLength = append(priority.Enum, nil), nil
 	deadline := text("When running the task stops making sense: an RFC 3339 time in the future.", 64)
 	deadline.Format, deadline.MaxLength = "date-time", nil
+	runAt := text(fmt.Sprintf("When to release the task to the workers: an RFC 3339 time, at most %d days ahead. Until then it is held back in PostgreSQL, where it can be asked for and cancelled. "+
+		"Tasks of a conversation are released in the order of their times, those of one time in the order in which they were sent. A time that has passed means now.", MaxRunAhead/(24*time.Hour)), 64)
+	runAt.Format, runAt.MaxLength = "date-time", nil
 	attempts := intSchema(1, millrace.MaxAttempts)
 	attempts.Nullable, attempts.Description = true, "How often the task is tried at most. Default: the worker's."
 	onBusy := &huma.Schema{
@@ -281,6 +285,7 @@ func (a *api) taskSchema() *huma.Schema {
 			fieldPriority:     priority,
 			fieldTenant:       text("On whose behalf the task runs.", millrace.MaxTenantBytes),
 			fieldDeadline:     deadline,
+			fieldRunAt:        runAt,
 			fieldMaxAttempts:  attempts,
 			fieldOnBusy:       onBusy,
 			fieldAttributes: {

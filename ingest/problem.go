@@ -56,8 +56,9 @@ var (
 	overloaded           = &problemKind{"overloaded", 429, "The workers are too far behind", "Send the task again after the time in Retry-After."}
 	classificationFailed = &problemKind{"classification-failed", 503, "The task could not be classified", "Send the task again later; tell the operator if it persists."}
 	kafkaUnavailable     = &problemKind{"kafka-unavailable", 503, "Kafka did not acknowledge the task", "It may or may not have been stored. Send it again under the same Idempotency-Key: it is then done once."}
-	storeNotConfigured   = &problemKind{"store-not-configured", 503, "Nothing to read from is configured", "Tell the operator to set what is named."}
+	storeNotConfigured   = &problemKind{"store-not-configured", 503, "No store is configured", "Tell the operator to set what is named."}
 	storeUnavailable     = &problemKind{"store-unavailable", 503, "The store did not answer", "Ask again later."}
+	scheduleUnavailable  = &problemKind{"schedule-unavailable", 503, "The task could not be held back until its run_at", "It may or may not have been stored. Send it again under the same Idempotency-Key: it is then done once."}
 	tooManyWaiters       = &problemKind{"too-many-waiters", 503, "Too many requests are waiting for a task", "Ask without wait, or again later."}
 	shuttingDown         = &problemKind{"shutting-down", 503, "This server is shutting down", "Send the task again: another server takes it."}
 	internalError        = &problemKind{"internal-error", 500, "The server failed", "Send the request again; tell the operator if it persists."}
@@ -69,7 +70,7 @@ var problemKinds = []*problemKind{
 	bodyTooLarge, payloadTooLarge, tooManyLines, unsupportedMediaType, unsupportedEncoding,
 	tooDeep, unknownField, missingField, invalidField, unknownPriority, invalidTask,
 	idempotencyKeyReused, tooManyCancels, overloaded,
-	classificationFailed, kafkaUnavailable, storeNotConfigured, storeUnavailable, tooManyWaiters,
+	classificationFailed, kafkaUnavailable, storeNotConfigured, storeUnavailable, scheduleUnavailable, tooManyWaiters,
 	shuttingDown, internalError,
 }
 

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"context"
 	"net/http"
 	"net/url"
 	"time"
@@ -14,37 +15,51 @@ type Accepted struct {
 	ConversationID string            `json:"conversation_id,omitempty" doc:"The task's conversation"`
 	Priority       millrace.Priority `json:"priority" doc:"The priority that the task was given"`
 	Status         millrace.Status   `json:"status" enum:"queued" doc:"Always queued"`
+	RunAt          time.Time         `json:"run_at,omitzero" doc:"Until when the task is held back, if it is. A repeat leaves a task the time that it has"`
 }
 
-func accepted(t *millrace.Task) Accepted {
-	return Accepted{TaskID: t.ID, ConversationID: t.Conversation, Priority: t.Priority, Status: millrace.StatusQueued}
+func accepted(t *taken) Accepted {
+	return Accepted{
+		TaskID: t.task.ID, ConversationID: t.task.Conversation, Priority: t.task.Priority, Status: millrace.StatusQueued, RunAt: t.runAt.UTC(),
+	}
 }
 
 func taskLocation(id string) string { return "/v1/tasks/" + url.PathEscape(id) }
 
+// taken is a task that has been taken in and is neither in Kafka nor in the store
+// yet.
+type taken struct {
+	task millrace.Task
+	// runAt is when to release the task. Zero: at once.
+	runAt time.Time
+	// compare is the fingerprint that tells the task from others under its key.
+	// Empty: there is nothing to compare.
+	compare string
+}
+
 // takeIn makes a task of a body: all that happens before it is produced.
-// The fingerprint is what to compare the task by; empty means that there is
-// nothing to compare.
-func (s *Server) takeIn(r *http.Request, body []byte, line int) (_ *millrace.Task, compare string, _ *Problem) {
+func (s *Server) takeIn(r *http.Request, body []byte, line int) (*taken, *Problem) {
 	now := s.now()
-	task, problem := s.decoder.decode(body, now)
+	decoded, problem := s.decoder.decode(body, now)
 	if problem != nil {
-		return nil, "", problem
+		return nil, problem
 	}
+	t := &taken{task: decoded.Task, runAt: decoded.runAt}
+	task := &t.task
 	if s.claims.keyed(r) {
-		compare = fingerprint(&task, task.Priority)
+		t.compare = fingerprint(task, task.Priority)
 	}
 	task.Source, task.Time = s.cfg.Source, now.UTC()
-	continueTrace(&task, r.Header)
+	continueTrace(task, r.Header)
 	var err error
 	if task.ID, err = taskID(task.Tenant, r.Header.Get(headerIdempotencyKey), line); err != nil {
 		s.failures.Error().Err(err).Msg("take task in")
-		return nil, "", internalError.problem("no task id could be made")
+		return nil, internalError.problem("no task id could be made")
 	}
-	if problem := s.classify(r.Context(), &task); problem != nil {
-		return nil, "", problem
+	if problem := s.classify(r.Context(), task); problem != nil {
+		return nil, problem
 	}
-	return &task, compare, nil
+	return t, nil
 }
 
 func (s *Server) stopped() bool {
@@ -78,31 +93,54 @@ func (s *Server) submit(w http.ResponseWriter, r *http.Request) *Problem {
 	if problem != nil {
 		return problem
 	}
-	task, compare, problem := s.takeIn(r, body, 0)
+	t, problem := s.takeIn(r, body, 0)
 	if problem != nil {
 		return problem
 	}
-	if problem := s.admission.admit(task.Priority); problem != nil {
+	if problem := s.admit(t); problem != nil {
 		return problem
 	}
-	if compare != "" {
-		if problem := s.claims.check(r.Context(), map[string]string{task.ID: compare})[task.ID]; problem != nil {
+	if t.compare != "" {
+		if problem := s.claims.check(r.Context(), map[string]string{t.task.ID: t.compare})[t.task.ID]; problem != nil {
 			return problem
 		}
 	}
+	if t.runAt.IsZero() {
+		problem = s.send(r.Context(), &t.task)
+	} else {
+		problem = s.schedule(r.Context(), []millrace.ScheduledTask{{Task: t.task, RunAt: t.runAt}})
+	}
+	if problem != nil {
+		return problem
+	}
+	s.accept(t)
+	w.Header().Set("Location", taskLocation(t.task.ID))
+	return s.writeJSON(w, http.StatusAccepted, accepted(t))
+}
+
+// send produces a task and waits for its acknowledgement.
+func (s *Server) send(ctx context.Context, task *millrace.Task) *Problem {
 	acked := make(chan error, 1)
-	if err := s.produce(r.Context(), task, func(err error) { acked <- err }); err != nil {
+	if err := s.produce(ctx, task, func(err error) { acked <- err }); err != nil {
 		return s.encodeProblem(task, err)
 	}
-	ctx, cancel := s.ackContext(r.Context())
+	ctx, cancel := s.ackContext(ctx)
 	defer cancel()
 	if err := await(ctx, acked); err != nil {
 		return s.produceProblem(task, err)
 	}
-	s.metrics.accepted.WithLabelValues(string(task.Priority)).Inc()
-	s.announcer.add(*task)
-	w.Header().Set("Location", taskLocation(task.ID))
-	return s.writeJSON(w, http.StatusAccepted, accepted(task))
+	return nil
+}
+
+// accept counts a task that is stored, and announces it. Of one that is held back
+// the store itself knows.
+func (s *Server) accept(t *taken) {
+	if !t.runAt.IsZero() {
+		s.metrics.scheduled.WithLabelValues(string(t.task.Priority)).Inc()
+		return
+	}
+	s.metrics.accepted.WithLabelValues(string(t.task.Priority)).Inc()
+	s.announcer.add(t.task)
 }
 
 // encodeProblem is for a task that passed every check and still is none.

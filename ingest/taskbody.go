@@ -20,6 +20,7 @@ const (
 	fieldPriority     = "priority"
 	fieldTenant       = "tenant"
 	fieldDeadline     = "deadline"
+	fieldRunAt        = "run_at"
 	fieldMaxAttempts  = "max_attempts"
 	fieldOnBusy       = "on_busy"
 	fieldAttributes   = "attributes"
@@ -27,13 +28,20 @@ const (
 
 var taskFields = []string{
 	fieldConversation, fieldType, fieldPayload, fieldPriority,
-	fieldTenant, fieldDeadline, fieldMaxAttempts, fieldOnBusy, fieldAttributes,
+	fieldTenant, fieldDeadline, fieldRunAt, fieldMaxAttempts, fieldOnBusy, fieldAttributes,
 }
 
 // maxTaskErrors bounds how many errors of one task are listed.
 const maxTaskErrors = 20
 
 func itoa(n int) string { return strconv.Itoa(n) }
+
+// decodedTask is what a sender says of a task.
+type decodedTask struct {
+	millrace.Task
+	// runAt is zero unless it is in the future.
+	runAt time.Time
+}
 
 // taskDecoder makes tasks of JSON bodies.
 type taskDecoder struct {
@@ -80,8 +88,8 @@ func (e *bodyErrors) problem() *Problem {
 
 // decode returns the task that a body describes: what its sender said, its
 // priority being the wish, without id, time and source.
-func (d *taskDecoder) decode(body []byte, now time.Time) (millrace.Task, *Problem) {
-	var t millrace.Task
+func (d *taskDecoder) decode(body []byte, now time.Time) (decodedTask, *Problem) {
+	var t decodedTask
 	if len(bytes.TrimSpace(body)) == 0 {
 		return t, emptyBody.problem("the body is empty; want a JSON object with %s", strings.Join(taskFields[:3], ", "))
 	}
@@ -118,10 +126,13 @@ func (d *taskDecoder) decode(body []byte, now time.Time) (millrace.Task, *Proble
 	if t.OnBusy != "" && seen[fieldConversation] && t.Conversation == "" {
 		errs.add(invalidField, []string{fieldOnBusy}, "means nothing without a conversation; leave it out")
 	}
+	if !t.runAt.IsZero() && !t.Deadline.IsZero() && !t.Deadline.After(t.runAt) {
+		errs.add(invalidField, []string{fieldDeadline}, "%s is not after %s, before which the task does not run", fieldDeadline, fieldRunAt)
+	}
 	return t, errs.problem()
 }
 
-func (d *taskDecoder) setField(t *millrace.Task, m member, path []string, now time.Time, errs *bodyErrors) {
+func (d *taskDecoder) setField(t *decodedTask, m member, path []string, now time.Time, errs *bodyErrors) {
 	if !slices.Contains(taskFields, m.name) {
 		errs.add(unknownField, path, "unknown field %q; the fields are %s", clip(m.name), strings.Join(taskFields, ", "))
 		return
@@ -146,7 +157,7 @@ func (d *taskDecoder) setField(t *millrace.Task, m member, path []string, now ti
 	}
 }
 
-func (d *taskDecoder) setValue(t *millrace.Task, m member, now time.Time, errs *bodyErrors) error {
+func (d *taskDecoder) setValue(t *decodedTask, m member, now time.Time, errs *bodyErrors) error {
 	switch m.name {
 	case fieldMaxAttempts:
 		if err := json.Unmarshal(m.value, &t.MaxAttempts); err != nil || t.MaxAttempts < 1 || t.MaxAttempts > millrace.MaxAttempts {
@@ -154,7 +165,7 @@ func (d *taskDecoder) setValue(t *millrace.Task, m member, now time.Time, errs *
 		}
 		return nil
 	case fieldAttributes:
-		return setAttributes(t, m.value, errs)
+		return setAttributes(&t.Task, m.value, errs)
 	}
 
 	s, err := textOf(m.value)
@@ -189,17 +200,36 @@ func (d *taskDecoder) setValue(t *millrace.Task, m member, now time.Time, errs *
 			errs.add(unknownPriority, []string{fieldPriority}, "unknown priority %q; want one of %s", clip(s), joinPriorities(d.priorities))
 		}
 	case fieldDeadline:
-		at, err := time.Parse(time.RFC3339Nano, s)
-		// A year of five digits, reached by an offset, has no RFC 3339 form in UTC.
-		if err != nil || at.UTC().Year() > 9999 {
-			return fmt.Errorf("%q: want an RFC 3339 time, such as %q", clip(s), now.UTC().Add(time.Hour).Format(time.RFC3339))
+		at, err := timeOf(s, now)
+		if err != nil {
+			return err
 		}
 		if !at.After(now) {
 			return fmt.Errorf("%s has passed; it is %s", clip(s), now.UTC().Format(time.RFC3339))
 		}
 		t.Deadline = at
+	case fieldRunAt:
+		at, err := timeOf(s, now)
+		if err != nil {
+			return err
+		}
+		if last := now.Add(MaxRunAhead); at.After(last) {
+			return fmt.Errorf("%s is more than %d days from now; at the latest %s", clip(s), MaxRunAhead/(24*time.Hour), last.UTC().Format(time.RFC3339))
+		}
+		if at.After(now) {
+			t.runAt = at
+		}
 	}
 	return nil
+}
+
+func timeOf(s string, now time.Time) (time.Time, error) {
+	at, err := time.Parse(time.RFC3339Nano, s)
+	// A year of five digits, reached by an offset, has no RFC 3339 form in UTC.
+	if err != nil || at.UTC().Year() > 9999 {
+		return at, fmt.Errorf("%q: want an RFC 3339 time, such as %q", clip(s), now.UTC().Add(time.Hour).Format(time.RFC3339))
+	}
+	return at, nil
 }
 
 func setAttributes(t *millrace.Task, raw []byte, errs *bodyErrors) error {

@@ -59,6 +59,7 @@ type taskBody struct {
 	Type         string          `json:"type"`
 	Priority     string          `json:"priority,omitempty"`
 	OnBusy       string          `json:"on_busy,omitempty"`
+	RunAt        time.Time       `json:"run_at,omitzero"`
 	Payload      json.RawMessage `json:"payload"`
 }
 

@@ -147,6 +147,8 @@ var (
 	appendSQL string
 	//go:embed sql/lock_keys.sql
 	lockKeysSQL string
+	//go:embed sql/try_lock_keys.sql
+	tryLockKeysSQL string
 )
 
 // QueueKeyLocks adds the statement that holds keys until the transaction ends, so
@@ -157,6 +159,22 @@ func QueueKeyLocks(batch *pgx.Batch, keys []string) {
 	if len(keys) > 0 {
 		batch.Queue(lockKeysSQL, keys)
 	}
+}
+
+// TryKeyLocks holds keys until the transaction ends, as [Append] does, and returns
+// those that somebody else holds instead of waiting for them.
+func TryKeyLocks(ctx context.Context, tx pgx.Tx, keys []string) (held []string, err error) {
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	rows, err := tx.Query(ctx, tryLockKeysSQL, keys)
+	if err == nil {
+		held, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock keys of outbox: %w", err)
+	}
+	return held, nil
 }
 
 // Append adds messages to the outbox in the caller's transaction. It takes an

@@ -11,6 +11,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"millrace"
 )
 
 // kafkaSink publishes to Kafka: each batch in a transaction together with the
@@ -192,10 +194,13 @@ func (r *Row) record(prefix string) *kgo.Record {
 	out.Headers = append(out.Headers,
 		kgo.RecordHeader{Key: "ce_specversion", Value: cloudEventsVersion},
 		kgo.RecordHeader{Key: "ce_id", Value: []byte(r.ID)},
-		kgo.RecordHeader{Key: "ce_source", Value: cloudEventsSource},
 		kgo.RecordHeader{Key: "ce_type", Value: []byte(r.Type)},
 		kgo.RecordHeader{Key: "ce_time", Value: r.At.UTC().AppendFormat(nil, time.RFC3339Nano)},
 	)
+	// A row may name a source of its own.
+	if !slices.ContainsFunc(r.Headers, func(h millrace.Header) bool { return h.Key == "ce_source" }) {
+		out.Headers = append(out.Headers, kgo.RecordHeader{Key: "ce_source", Value: cloudEventsSource})
+	}
 	if r.ContentType != "" {
 		out.Headers = append(out.Headers, kgo.RecordHeader{Key: "content-type", Value: []byte(r.ContentType)})
 	}

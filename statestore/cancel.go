@@ -34,19 +34,26 @@ const (
 // unseen says to take its id at its word.
 func (s *Store) Cancel(ctx context.Context, id string, unseen bool) (millrace.TaskResult, error) {
 	task := millrace.Task{ID: id}
-	var ended bool
-	if err := s.cfg.Pool.QueryRow(ctx, cancelRunSQL, id).Scan(&task.Redrive, &ended); err != nil {
+	var (
+		ended, scheduled bool
+		priority         string
+	)
+	err := s.cfg.Pool.QueryRow(ctx, cancelRunSQL, id).Scan(&task.Redrive, &ended, &scheduled, &task.Conversation, &task.Tenant, &task.Type, &priority)
+	if err != nil {
 		return millrace.TaskResult{}, classify(fmt.Errorf("cancel task: %w", err))
 	}
 	if ended {
 		return s.Task(ctx, id)
 	}
-	hint, err := s.hot.hint(ctx, id)
-	if err != nil && task.Redrive == 0 && !unseen {
-		// Redis does not know it, or does not answer, which leaves as little to go by.
-		return millrace.TaskResult{}, fmt.Errorf("task %q: %w", id, millrace.ErrNotFound)
+	task.Priority = millrace.Priority(priority)
+	if !scheduled {
+		hint, err := s.hot.hint(ctx, id)
+		if err != nil && task.Redrive == 0 && !unseen {
+			// Redis does not know it, or does not answer, which leaves as little to go by.
+			return millrace.TaskResult{}, fmt.Errorf("task %q: %w", id, millrace.ErrNotFound)
+		}
+		task.Conversation = hint.ConversationID
 	}
-	task.Conversation = hint.ConversationID
 	now := time.Now().UTC()
 	p := &pendingCommit{completion: millrace.Completion{
 		Task: task, Status: millrace.StatusCancelled, Base: millrace.Conversation{ID: task.Conversation},
@@ -60,6 +67,9 @@ func (s *Store) Cancel(ctx context.Context, id string, unseen bool) (millrace.Ta
 		return s.Task(ctx, id)
 	}
 	s.afterCommit(ctx, []*pendingCommit{p}, outcomes)
+	if scheduled {
+		s.unschedule(ctx, id)
+	}
 	s.tellCancel(ctx, millrace.Cancel{Key: task.Key(), Conversation: task.Conversation})
 	return p.completion.TaskResult(), nil
 }

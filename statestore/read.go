@@ -46,7 +46,8 @@ func (s *Store) History(ctx context.Context, conversation string, last int64, n 
 var taskSQL string
 
 // Task returns what is known of a task: the newest completion, or else the hint
-// in Redis that it is queued or running, or [millrace.ErrNotFound].
+// in Redis that it is queued or running, or else that it is held back until its
+// time, or [millrace.ErrNotFound].
 func (s *Store) Task(ctx context.Context, id string) (millrace.TaskResult, error) {
 	r := millrace.TaskResult{TaskID: id}
 	var result *string
@@ -64,7 +65,12 @@ func (s *Store) Task(ctx context.Context, id string) (millrace.TaskResult, error
 	}
 	r, err = s.hot.hint(ctx, id)
 	if err != nil {
-		return millrace.TaskResult{}, fmt.Errorf("task %q: %w", id, err)
+		var scheduledErr error
+		if r, scheduledErr = s.scheduled(ctx, id); errors.Is(scheduledErr, millrace.ErrNotFound) {
+			return r, fmt.Errorf("task %q: %w", id, err)
+		} else if scheduledErr != nil {
+			return r, scheduledErr
+		}
 	}
 	return r, nil
 }

@@ -26,8 +26,8 @@ func explainCommand(c *cli) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "explain TASK",
 		Short: "Say where a task is and what it waits for",
-		Long: `Say where a task is and what it waits for. It asks PostgreSQL for its completion;
-then all live workers, on the addresses that they have left in Redis; and if none
+		Long: `Say where a task is and what it waits for. It asks PostgreSQL for its completion,
+and whether it is held back until its time; then all live workers, on the addresses that they have left in Redis; and if none
 of them has it in memory, it looks for its record in what is not committed of the
 priority topics, and says which worker owns that partition.
 
@@ -103,6 +103,8 @@ func describeWhereabouts(w *app.TaskWhereabouts, now time.Time) []byte {
 	switch {
 	case w.Explanation != nil:
 		describeExplanation(line, w.Explanation, now)
+	case !w.HeldUntil.IsZero():
+		describeHeld(line, w.HeldUntil, now)
 	case w.Record != nil:
 		line("state", "queued: no worker has read it")
 	case !w.Found:
@@ -147,6 +149,14 @@ func describeCompletion(line lineFunc, w *app.TaskWhereabouts) {
 	default:
 		line("dead letter", "%d: %s (millrace dlq show %d)", d.ID, d.Reason, d.ID)
 	}
+}
+
+func describeHeld(line lineFunc, until, now time.Time) {
+	if wait := until.Sub(now); wait > 0 {
+		line("state", "held back until %s, in %s", localTime(until), wait.Round(time.Second))
+		return
+	}
+	line("state", "due since %s: held back until a worker with a relay, or a millrace relay, releases it", localTime(until))
 }
 
 func describeWorker(w *consumer.WorkerInfo) string {

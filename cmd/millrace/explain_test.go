@@ -60,6 +60,14 @@ func TestExplainTellsPeopleWhatATaskWaitsFor(t *testing.T) {
 			&app.TaskWhereabouts{TaskID: "t", Found: true, Record: &app.RecordWhereabouts{Topic: "x", Partition: 3, Offset: 12, Before: 5}},
 			[]string{"no worker has read it", "x, partition 3, offset 12: 5 records before it", "no live worker owns the partition"},
 		},
+		"held back": {
+			&app.TaskWhereabouts{TaskID: "t", Found: true, HeldUntil: now.Add(time.Hour)},
+			[]string{"held back until", "in 1h0m0s"},
+		},
+		"due and held back": {
+			&app.TaskWhereabouts{TaskID: "t", Found: true, HeldUntil: now.Add(-time.Hour)},
+			[]string{"due since", "millrace relay"},
+		},
 		"put back": {
 			&app.TaskWhereabouts{TaskID: "t", Found: true, Result: &millrace.TaskResult{Status: millrace.StatusFailed, Attempts: 5, Error: "why"}, DeadLetter: &redriven},
 			[]string{"failed at", "attempts 5", "why", "9, put back at", "as redrive 2, which has not completed yet"},

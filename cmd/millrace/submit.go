@@ -21,7 +21,8 @@ func init() { register(submitCommand) }
 
 type submitFlags struct {
 	conversation, kind, priority, tenant, onBusy, payload string
-	deadline                                              time.Duration
+	deadline, delay                                       time.Duration
+	runAt                                                 string
 	attributes                                            map[string]string
 	idempotencyKey                                        string
 	batch                                                 string
@@ -35,13 +36,14 @@ func submitCommand(c *cli) *cobra.Command {
 		Use:   "submit",
 		Short: "Send tasks to the API",
 		Long: `Send a task, or a batch of them, to the API at MILLRACE_URL, and print the id of
-each. A task that was printed is durable. When the API has too much waiting, the
+each. A task that was printed is durable, also one that is held back. When the API has too much waiting, the
 command sends again at the time that it asks for.
 
 With --wait, the result of each is printed instead, as JSON, once it is done;
 exit code 1 says that a task failed.`,
 		Example: `  millrace submit --conversation c1 --payload '{"text":"hi"}' --wait
   millrace submit --conversation c1 --type chat.message --priority high --payload @turn.json
+  millrace submit --conversation c1 --payload '"remind me"' --delay 24h
   jq -c '{conversation:.id, type:"chat.message", payload:.}' turns.json | millrace submit --batch -`,
 		Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
@@ -50,7 +52,7 @@ exit code 1 says that a task failed.`,
 				return usage("want either --payload or --batch")
 			}
 			if f.batch != "" {
-				for _, name := range []string{"conversation", "type", "priority", "tenant", "deadline", "on-busy", "attribute"} {
+				for _, name := range []string{"conversation", "type", "priority", "tenant", "deadline", "run-at", "delay", "on-busy", "attribute"} {
 					if command.Flags().Changed(name) {
 						return usage("--%s does not go with --batch, whose lines say it", name)
 					}
@@ -58,6 +60,15 @@ exit code 1 says that a task failed.`,
 			}
 			if command.Flags().Changed("deadline") && f.deadline <= 0 {
 				return usage("--deadline %s: want more than 0, counted from now", f.deadline)
+			}
+			if command.Flags().Changed("run-at") && command.Flags().Changed("delay") {
+				return usage("want either --run-at or --delay")
+			}
+			if _, err := time.Parse(time.RFC3339Nano, f.runAt); err != nil && f.runAt != "" {
+				return usage("--run-at %q: want an RFC 3339 time, such as %s", f.runAt, time.Now().Add(time.Hour).Format(time.RFC3339))
+			}
+			if f.delay < 0 {
+				return usage("--delay %s: want 0 or more, counted from now", f.delay)
 			}
 			if f.timeout <= 0 {
 				return usage("--timeout %s: want more than 0", f.timeout)
@@ -76,6 +87,8 @@ exit code 1 says that a task failed.`,
 	flags.StringVar(&f.tenant, "tenant", "", "on whose behalf the task runs")
 	flags.StringVar(&f.onBusy, "on-busy", "", "what to do if another task of the conversation runs or waits: enqueue, coalesce, interrupt or reject")
 	flags.DurationVar(&f.deadline, "deadline", 0, "give the task up after this time")
+	flags.StringVar(&f.runAt, "run-at", "", "hold the task back until this RFC 3339 `time`, at most a year ahead")
+	flags.DurationVar(&f.delay, "delay", 0, "hold the task back for this time")
 	flags.StringToStringVar(&f.attributes, "attribute", nil, "further `name=value` for rules to look at")
 	flags.StringVar(&f.idempotencyKey, "idempotency-key", "", "a repeat with the same key is the same task (or, line by line, the same batch)")
 	flags.StringVar(&f.batch, "batch", "", "send the tasks in this `file` (- for standard input): one JSON object a line, as POST /v1/tasks takes them")
@@ -141,14 +154,18 @@ func (c *cli) taskBody(f submitFlags) ([]byte, error) {
 		Tenant       string            `json:"tenant,omitempty"`
 		OnBusy       string            `json:"on_busy,omitempty"`
 		Deadline     *time.Time        `json:"deadline,omitempty"`
+		RunAt        string            `json:"run_at,omitempty"`
 		Attributes   map[string]string `json:"attributes,omitempty"`
-	}{Type: f.kind, Payload: bytes.TrimSpace(payload), Priority: f.priority, Tenant: f.tenant, OnBusy: f.onBusy, Attributes: f.attributes}
+	}{Type: f.kind, Payload: bytes.TrimSpace(payload), Priority: f.priority, Tenant: f.tenant, OnBusy: f.onBusy, RunAt: f.runAt, Attributes: f.attributes}
 	if f.conversation != "" {
 		task.Conversation = &f.conversation
 	}
 	if f.deadline != 0 {
 		at := time.Now().Add(f.deadline).UTC()
 		task.Deadline = &at
+	}
+	if f.delay > 0 {
+		task.RunAt = time.Now().Add(f.delay).UTC().Format(time.RFC3339Nano)
 	}
 	body, err := json.Marshal(task)
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // fakeAPI is ingest as the command sees it.
@@ -79,6 +81,30 @@ func TestSubmitPrintsTheIDAndLeavesUnkeyedTasksWithoutConversation(t *testing.T)
 	got := call(t, env, "", "submit", "--payload", "1", "--idempotency-key", "k")
 	if got.code != 0 || got.out != "t1\n" || a.bodies[0] != `{"conversation":null,"type":"task","payload":1}` || a.keys[0] != "k" {
 		t.Errorf("got %+v, sent %q with %q", got, a.bodies, a.keys)
+	}
+}
+
+func TestSubmitHoldsATaskBack(t *testing.T) {
+	a, env := start(t, func(w http.ResponseWriter, _ *http.Request, _ string) {
+		w.WriteHeader(http.StatusAccepted)
+		fmt.Fprint(w, `{"task_id":"t1"}`)
+	})
+	for _, flags := range [][]string{{"--run-at", "2031-02-03T04:05:06+07:00"}, {"--delay", "1h30m"}, {"--delay", "0"}} {
+		if got := call(t, env, "", append([]string{"submit", "--payload", "1"}, flags...)...); got.code != 0 {
+			t.Fatalf("%v: %+v", flags, got)
+		}
+	}
+	if want := `{"conversation":null,"type":"task","payload":1,"run_at":"2031-02-03T04:05:06+07:00"}`; a.bodies[0] != want {
+		t.Errorf("sent %s", a.bodies[0])
+	}
+	var task struct {
+		RunAt time.Time `json:"run_at"`
+	}
+	if err := json.Unmarshal([]byte(a.bodies[1]), &task); err != nil || time.Until(task.RunAt) > 90*time.Minute || time.Until(task.RunAt) < 80*time.Minute {
+		t.Errorf("sent %s, %v", a.bodies[1], err)
+	}
+	if strings.Contains(a.bodies[2], "run_at") {
+		t.Errorf("sent %s without a delay", a.bodies[2])
 	}
 }
 

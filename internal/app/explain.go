@@ -51,6 +51,8 @@ type TaskWhereabouts struct {
 	Explanation *consumer.Explanation `json:"explanation,omitempty"`
 	// Record is where it lies in the log, if no worker has it in memory.
 	Record *RecordWhereabouts `json:"record,omitempty"`
+	// HeldUntil is the time until which it is held back in PostgreSQL, if it is.
+	HeldUntil time.Time `json:"held_until,omitzero"`
 	// Accepted says that ingest or a worker has left word of it in Redis.
 	Accepted bool `json:"accepted,omitempty"`
 	// Workers is how many live ones were asked, Silent are those that did not answer.
@@ -163,6 +165,9 @@ func (x *explainer) completed(ctx context.Context) bool {
 	case err != nil:
 		x.problem("completions and hints", err)
 		return false
+	case !result.RunAt.IsZero():
+		x.HeldUntil, x.Found = result.RunAt, true
+		return true
 	case !result.Status.Final():
 		x.Accepted = true
 		return false

@@ -17,12 +17,13 @@ import (
 
 // Worker runs turns: an engine with its store, its relay and the way to LLMs.
 type Worker struct {
-	pool   *pgxpool.Pool
-	redis  *redis.Client
-	store  *statestore.Store
-	relay  *outbox.Relay
-	engine *consumer.Engine
-	llm    *llmStack
+	pool     *pgxpool.Pool
+	redis    *redis.Client
+	store    *statestore.Store
+	relay    *outbox.Relay
+	releaser *statestore.Releaser
+	engine   *consumer.Engine
+	llm      *llmStack
 }
 
 // NewWorker connects to the services and returns a worker that runs handler, or
@@ -57,8 +58,7 @@ func (w *Worker) open(ctx context.Context, p *Process, handler millrace.Handler)
 	}
 	published := func(...int) {}
 	if s.Relay {
-		w.relay, err = newRelay(p, w.pool)
-		if err != nil {
+		if w.relay, w.releaser, err = newRelay(p, w.pool); err != nil {
 			return err
 		}
 		published = w.relay.Notify
@@ -110,7 +110,7 @@ func (w *Worker) open(ctx context.Context, p *Process, handler millrace.Handler)
 func (w *Worker) Run(ctx context.Context) error {
 	var parts []part
 	if w.relay != nil {
-		parts = append(parts, part{"relay", w.relay.Run})
+		parts = append(parts, part{"relay", w.relay.Run}, part{"releaser", w.releaser.Run})
 	}
 	parts = append(parts, part{"state store", w.store.Run})
 	if w.llm.proxy != nil {
@@ -133,16 +133,23 @@ func (w *Worker) Close() {
 	}
 }
 
-// newRelay returns a relay on a pool.
-func newRelay(p *Process, pool *pgxpool.Pool) (*outbox.Relay, error) {
+// newRelay returns a relay on a pool, and what releases scheduled tasks to it.
+func newRelay(p *Process, pool *pgxpool.Pool) (*outbox.Relay, *statestore.Releaser, error) {
 	opts, err := p.kafkaOptions("relay")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return outbox.NewRelay(outbox.RelayConfig{
+	relay, err := outbox.NewRelay(outbox.RelayConfig{
 		Pool: pool, Kafka: opts, TopicPrefix: p.Settings.TopicPrefix,
 		AtLeastOnce: p.Settings.RelayDelivery == "at-least-once", Logger: &p.Log, Metrics: p.Metrics,
 	})
+	if err != nil {
+		return nil, nil, err
+	}
+	releaser, err := statestore.NewReleaser(statestore.ReleaserConfig{
+		Pool: pool, Published: relay.Notify, Logger: &p.Log, Metrics: p.Metrics,
+	})
+	return relay, releaser, err
 }
 
 // RunWorker runs a worker process with its health and metrics address.
@@ -172,16 +179,16 @@ func RunRelay(ctx context.Context, p *Process) error {
 		if err != nil {
 			return part{}, nil, err
 		}
-		relay, err := openRelay(ctx, p, pool)
+		run, err := openRelay(ctx, p, pool)
 		if err != nil {
 			pool.Close()
 			return part{}, nil, err
 		}
-		return part{"relay", relay.Run}, pool.Close, nil
+		return part{"relay", run}, pool.Close, nil
 	})
 }
 
-func openRelay(ctx context.Context, p *Process, pool *pgxpool.Pool) (*outbox.Relay, error) {
+func openRelay(ctx context.Context, p *Process, pool *pgxpool.Pool) (run func(context.Context) error, err error) {
 	opts, err := p.kafkaOptions("relay")
 	if err != nil {
 		return nil, err
@@ -189,10 +196,12 @@ func openRelay(ctx context.Context, p *Process, pool *pgxpool.Pool) (*outbox.Rel
 	if err := errors.Join(awaitSchema(ctx, pool, p.Log), awaitTopics(ctx, &p.Settings, opts, p.Log)); err != nil {
 		return nil, err
 	}
-	relay, err := newRelay(p, pool)
+	relay, releaser, err := newRelay(p, pool)
 	if err != nil {
 		return nil, fmt.Errorf("open relay: %w", err)
 	}
 	p.Health.Ready("relay", relay.Check)
-	return relay, nil
+	return func(ctx context.Context) error {
+		return runParts(ctx, part{"relay", relay.Run}, part{"releaser", releaser.Run})
+	}, nil
 }

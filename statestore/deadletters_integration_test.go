@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"millrace"
 	"millrace/outbox"
 )
@@ -375,5 +377,29 @@ func TestABatchIsBoundedInBytes(t *testing.T) {
 	out, err := d.Peek(t.Context(), DeadLetterFilter{})
 	if got := tasksOf(out, redriven); err != nil || !slices.Equal(got, []string{"a", "b"}) {
 		t.Errorf("took %v, %v", got, err)
+	}
+}
+
+func TestDatabaseRefusesDeadLettersThatCannotBe(t *testing.T) {
+	pool := newDatabase(t)
+	for _, wrong := range []struct {
+		constraint, task            string
+		redrive, attempts, redriven int
+	}{
+		{"dead_letters_task_id_given", "", 0, 1, 1},
+		{"dead_letters_redrive_counts", "t", -1, 1, 1},
+		{"dead_letters_attempts_count", "t", 0, -1, 1},
+		{"dead_letters_redriven_as_a_later_run", "t", 1, 1, 1},
+	} {
+		_, err := pool.Exec(t.Context(), `INSERT INTO millrace.dead_letters
+			(task_id, redrive, attempts, redriven_as, redriven_at, tenant, type, reason, detail, topic, partition, "offset", headers, at)
+			VALUES ($1, $2, $3, $4, now(), '', 'x', 'x', '', 'x', 0, 0, '[]', now())`, wrong.task, wrong.redrive, wrong.attempts, wrong.redriven)
+		var refused *pgconn.PgError
+		if !errors.As(err, &refused) || refused.ConstraintName != wrong.constraint {
+			t.Errorf("%+v: %v", wrong, err)
+		}
+	}
+	if n := count(t, pool, `SELECT count(*) FROM pg_constraint WHERE connamespace = 'millrace'::regnamespace AND NOT convalidated`); n != 0 {
+		t.Errorf("%d constraints are not validated", n)
 	}
 }

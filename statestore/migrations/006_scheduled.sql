@@ -1,6 +1,4 @@
--- Rather fail and be run again than have the workers queue up behind a lock that a
--- long transaction withholds.
-SET LOCAL lock_timeout = '10s';
+-- millrace:oldest 4
 
 -- Tasks that are held back until their time. One that was released stays for a
 -- while without what it carried, so that a repeat of it is known as one. Whoever

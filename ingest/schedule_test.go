@@ -21,15 +21,20 @@ type memoryScheduler struct {
 	mu    sync.Mutex
 	calls [][]millrace.ScheduledTask
 	err   error
+	once  bool // it fails once
 }
 
 func (m *memoryScheduler) Schedule(_ context.Context, tasks []millrace.ScheduledTask) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.err == nil {
+	err := m.err
+	if m.once {
+		m.err = nil
+	}
+	if err == nil {
 		m.calls = append(m.calls, slices.Clone(tasks))
 	}
-	return m.err
+	return err
 }
 
 func (m *memoryScheduler) fail(err error) {
@@ -197,6 +202,7 @@ func TestBatchHoldsItsLinesBackTogether(t *testing.T) {
 
 func TestLineThatCannotBeHeldBackHoldsItsConversation(t *testing.T) {
 	f, s := startScheduling(t)
+	s.once = true
 	s.fail(millrace.UnavailableDependency(millrace.Postgres, errors.New("out")))
 	var body strings.Builder
 	for range 500 {
@@ -212,6 +218,9 @@ func TestLineThatCannotBeHeldBackHoldsItsConversation(t *testing.T) {
 	if last := results[501]; last.Status != 202 {
 		b, _ := json.Marshal(last)
 		t.Errorf("the line of another conversation: %s", b)
+	}
+	if len(s.tasks()) > 0 {
+		t.Error("a later line of the conversation was held back: it is ahead of those that are sent again")
 	}
 }
 

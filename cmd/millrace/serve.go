@@ -24,7 +24,8 @@ func newIngest(c *cli) *cobra.Command {
 A task is accepted (202) once all in-sync replicas have acknowledged it.
 
 Needs Kafka and its topics (millrace topics). PostgreSQL and Redis answer
-questions about tasks; without them tasks are still accepted.
+questions about tasks, and PostgreSQL holds those with a run_at back; without
+them all other tasks are still accepted.
 
 The address also serves /docs, /openapi.json, /livez, /readyz and /metrics.`,
 		Example: `  MILLRACE_KAFKA_BROKERS=kafka:9092 millrace ingest
@@ -62,8 +63,9 @@ func newRelay(c *cli) *cobra.Command {
 	return &cobra.Command{
 		Use:   "relay",
 		Short: "Publish outbox events to Kafka",
-		Long: `Publishes the events that turns have committed. Workers do this themselves unless
-MILLRACE_RELAY=off; relays of both kinds share the shards among them.
+		Long: `Publishes the events that turns have committed, and releases tasks whose run_at
+has come. Workers do this themselves unless MILLRACE_RELAY=off; relays of both
+kinds share the shards among them, and one of them releases.
 
 Needs PostgreSQL with its schema, and Kafka.`,
 		Args: cobra.NoArgs,

@@ -1,6 +1,7 @@
 package settings
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
@@ -36,12 +38,19 @@ func (s *Settings) RedisOptions() (*redis.Options, error) {
 	return options, nil
 }
 
+// postgresPatience bounds how long a connection to PostgreSQL may take, and how
+// long one that was idle may take to answer. Left to itself, the pool waits two
+// minutes for a host that is gone without a word before it asks the next one in
+// the URL, and a minute for a connection to such a host, while both keep others
+// from connecting.
+const postgresPatience = 5 * time.Second
+
 // PostgresConfig returns how to connect to PostgreSQL. Its errors do not show
 // the password.
 func (s *Settings) PostgresConfig() (*pgxpool.Config, error) {
 	raw := s.PostgresURL.Reveal()
-	u, err := url.Parse(raw)
-	if err != nil || (u.Scheme != "postgres" && u.Scheme != "postgresql") {
+	// Not by net/url, which refuses several hosts with an IPv6 address among them.
+	if scheme, _, _ := strings.Cut(raw, "://"); scheme != "postgres" && scheme != "postgresql" {
 		return nil, errors.New("want postgres://user:password@host:5432/database?sslmode=…")
 	}
 	config, err := pgxpool.ParseConfig(raw)
@@ -56,6 +65,8 @@ func (s *Settings) PostgresConfig() (*pgxpool.Config, error) {
 		config.ConnConfig.Password = s.PostgresPassword.Reveal()
 	}
 	config.MaxConns = int32(s.PostgresMaxConns) //nolint:gosec // at most 1000
+	config.ConnConfig.ConnectTimeout = cmp.Or(config.ConnConfig.ConnectTimeout, postgresPatience)
+	config.PingTimeout = cmp.Or(config.PingTimeout, postgresPatience)
 	return config, nil
 }
 

@@ -69,7 +69,7 @@ type Settings struct {
 	RedisTTL      time.Duration `envconfig:"REDIS_TTL" default:"24h" min:"1m" max:"8760h" desc:"how long an idle conversation stays in Redis; PostgreSQL keeps it for good"`
 
 	// PostgreSQL.
-	PostgresURL      Secret `envconfig:"POSTGRES_URL" default:"postgres://millrace@localhost:5432/millrace" secret:"true" desc:"PostgreSQL; TLS goes in the URL: ?sslmode=verify-full&sslrootcert=/ca.pem"`
+	PostgresURL      Secret `envconfig:"POSTGRES_URL" default:"postgres://millrace@localhost:5432/millrace" secret:"true" desc:"PostgreSQL; TLS goes in the URL: ?sslmode=verify-full&sslrootcert=/ca.pem, and so do standbys: db1,db2/…?target_session_attrs=read-write"`
 	PostgresPassword Secret `envconfig:"POSTGRES_PASSWORD" secret:"true" desc:"PostgreSQL password, when the URL has none"`
 	PostgresMaxConns int    `envconfig:"POSTGRES_MAX_CONNS" default:"10" min:"2" max:"1000" desc:"connections to PostgreSQL that a process opens at most"`
 

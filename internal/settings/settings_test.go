@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -228,7 +230,20 @@ func TestValidSettings(t *testing.T) {
 		}},
 		{RoleTool, "POSTGRES_URL=postgres://u@h/db?sslmode=require POSTGRES_PASSWORD=p POSTGRES_MAX_CONNS=3", func(s Settings) bool {
 			c, err := s.PostgresConfig()
-			return err == nil && c.ConnConfig.Password == "p" && c.MaxConns == 3 && c.ConnConfig.TLSConfig != nil
+			return err == nil && c.ConnConfig.Password == "p" && c.MaxConns == 3 && c.ConnConfig.TLSConfig != nil &&
+				c.ConnConfig.ConnectTimeout == 5*time.Second && c.PingTimeout == 5*time.Second
+		}},
+		{RoleTool, "POSTGRES_URL=postgres://u@a:5433,[::1]:5434,c/db?sslmode=disable&target_session_attrs=read-write&connect_timeout=2 POSTGRES_PASSWORD=p", func(s Settings) bool {
+			c, err := s.PostgresConfig()
+			if err != nil {
+				return false
+			}
+			hosts := []string{net.JoinHostPort(c.ConnConfig.Host, strconv.Itoa(int(c.ConnConfig.Port)))}
+			for _, f := range c.ConnConfig.Fallbacks {
+				hosts = append(hosts, net.JoinHostPort(f.Host, strconv.Itoa(int(f.Port))))
+			}
+			return slices.Equal(hosts, []string{"a:5433", "[::1]:5434", "c:5432"}) && c.ConnConfig.Password == "p" &&
+				c.ConnConfig.ValidateConnect != nil && c.ConnConfig.ConnectTimeout == 2*time.Second
 		}},
 	}
 	for _, test := range tests {

@@ -37,6 +37,7 @@ type Server struct {
 type spec struct {
 	image image
 	port  string // inside the container; the host's if empty, or where the container has the host's network
+	user  string // in the container; the image's if empty
 	env   map[string]string
 	args  []string
 	// onHost says that the container has the host's network: it listens on port of 127.0.0.1, and on nothing else that another
@@ -110,6 +111,7 @@ func run(ctx context.Context, docker *testcontainers.DockerClient, name string, 
 		host.PortBindings = network.PortMap{port: {{HostIP: netip.AddrFrom4([4]byte{127, 0, 0, 1}), HostPort: strconv.Itoa(hostPort)}}}
 	}
 	server.container, err = testcontainers.Run(ctx, name, testcontainers.WithExposedPorts(exposed...),
+		testcontainers.WithConfigModifier(func(config *container.Config) { config.User = s.user }),
 		testcontainers.WithHostConfigModifier(bind), testcontainers.WithEnv(s.env), testcontainers.WithCmd(s.args...),
 		testcontainers.WithLabels(ownerLabels()))
 	if err == nil {

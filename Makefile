@@ -51,6 +51,13 @@ test-integration: test-services ## Run the tests against real Kafka, Redis and P
 	scripts/with-services $(TOOL) gotestsum --format testname -- $(RACE) -tags integration -timeout 20m -count=1 $(if $(RUN),-run '$(RUN)') $(INTEGRATION)
 	$(if $(RUN),,scripts/with-services go -C bench test -tags integration -timeout 10m -count=1 ./...)
 
+# What talks to PostgreSQL in every way that there is, but for tests that watch its sessions.
+.PHONY: test-pgbouncer
+test-pgbouncer: test-services ## Run tests of the store through PgBouncer, which shares connections out by transaction
+	scripts/with-services scripts/with-pgbouncer $(TOOL) gotestsum --format testname -- -tags integration -timeout 5m -count=1 \
+		-run '^(TestPooler|TestCommit[A-GI-Z]|TestAHandler|TestATransactionThat|TestTwoRuns|TestTransactionsOfTurns|TestStep|TestJournal|TestDeadLetter|TestRedrive|TestCoalesce|TestCancel|TestMigrat)' \
+		./statestore ./internal/app
+
 # On a CI machine what is missing is installed; elsewhere the check says how.
 .PHONY: test-services
 test-services: check-go

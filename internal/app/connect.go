@@ -74,6 +74,9 @@ func awaitSchema(ctx context.Context, pool *pgxpool.Pool, log zerolog.Logger) er
 		if err := schema.Check(); err != nil {
 			return err
 		}
+		if err := notePooler(ctx, conn.Conn(), log); err != nil {
+			return millrace.Unavailable(err)
+		}
 		if schema.Version > schema.Wanted {
 			log.Info().Int32("schema", schema.Version).Int32("own", schema.Wanted).Msg("the schema is ahead of this program, which works with it")
 		}

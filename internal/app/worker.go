@@ -47,6 +47,7 @@ func (w *Worker) open(ctx context.Context, p *Process, handler millrace.Handler)
 	if w.pool, err = openPostgres(ctx, s); err != nil {
 		return err
 	}
+	p.Metrics.MustRegister(poolMetrics{w.pool})
 	if w.redis, err = openRedis(s); err != nil {
 		return err
 	}
@@ -179,6 +180,7 @@ func RunRelay(ctx context.Context, p *Process) error {
 		if err != nil {
 			return part{}, nil, err
 		}
+		p.Metrics.MustRegister(poolMetrics{pool})
 		run, err := openRelay(ctx, p, pool)
 		if err != nil {
 			pool.Close()

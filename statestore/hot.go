@@ -50,7 +50,7 @@ func (h *hotCopies) keys(conversation string) (hash, list string) {
 		conversation = url.PathEscape(conversation) // a brace of its own would end the tag
 	}
 	hash = h.prefix + "conv:{" + conversation + "}"
-	return hash, hash + ":messages"
+	return hash, hash + ":tail"
 }
 
 func (h *hotCopies) taskKey(id string) string { return h.prefix + "task:" + id }
@@ -63,16 +63,6 @@ type hotDoc struct {
 	Length int64   `json:"l"`
 }
 
-// hotMessage is one message of the list. Content is bytes here, because JSON
-// strings cannot carry what is not UTF-8.
-type hotMessage struct {
-	Seq     int64     `json:"n"`
-	Role    string    `json:"r"`
-	Content []byte    `json:"c"`
-	TaskID  string    `json:"i"`
-	At      time.Time `json:"a"`
-}
-
 // encodeHot returns the document of a conversation and its last messages, at
 // most n of them and as many as may be kept.
 func encodeHot(c *millrace.Conversation, n int) (doc []byte, messages []any, err error) {
@@ -82,11 +72,7 @@ func encodeHot(c *millrace.Conversation, n int) (doc []byte, messages []any, err
 	}
 	size := 0
 	for i := len(c.Tail) - 1; i >= max(0, len(c.Tail)-n); i-- {
-		m := &c.Tail[i]
-		b, err := json.Marshal(hotMessage{Seq: m.Seq, Role: m.Role, Content: []byte(m.Content), TaskID: m.TaskID, At: columnTime(m.At)})
-		if err != nil {
-			return nil, nil, fmt.Errorf("encode hot copy: %w", err)
-		}
+		b := encodeHotMessage(&c.Tail[i])
 		if size += len(b); size > maxHotTail {
 			break
 		}
@@ -112,20 +98,21 @@ func decodeHot(id, version, body string, messages []string) (millrace.Conversati
 	if doc.State != nil {
 		c.State = json.RawMessage(*doc.State)
 	}
+	c.Tail = make([]millrace.Message, 0, len(messages))
 	for _, text := range messages {
-		var m hotMessage
-		if err := json.Unmarshal([]byte(text), &m); err != nil {
+		m, err := decodeHotMessage(text)
+		if err != nil {
 			return millrace.Conversation{}, fmt.Errorf("decode hot copy: message: %w", err)
 		}
 		if m.Seq > c.Length {
 			break // appended between the reading of the hash and of the list
 		}
 		if n := len(c.Tail); n > 0 && m.Seq != c.Tail[n-1].Seq+1 {
-			c.Tail = nil // a gap: what is before it is not the tail
+			c.Tail = c.Tail[:0] // a gap: what is before it is not the tail
 		}
-		c.Tail = append(c.Tail, millrace.Message{Seq: m.Seq, Role: m.Role, Content: string(m.Content), TaskID: m.TaskID, At: m.At})
+		c.Tail = append(c.Tail, m)
 	}
-	if n := len(c.Tail); n > 0 && c.Tail[n-1].Seq != c.Length {
+	if n := len(c.Tail); n == 0 || c.Tail[n-1].Seq != c.Length {
 		c.Tail = nil // not the newest ones; PostgreSQL has them
 	}
 	return c, nil

@@ -83,7 +83,7 @@ func TestHotCopyWithADamagedListGivesNoWrongHistory(t *testing.T) {
 			s.cfg.Redis.LSet(t.Context(), list, 2, s.cfg.Redis.LIndex(t.Context(), list, 3).Val())
 		},
 		"of a later turn": func(t *testing.T, s *Store, list string) {
-			s.cfg.Redis.RPush(t.Context(), list, `{"n":9,"r":"user","c":"eA=="}`)
+			s.cfg.Redis.RPush(t.Context(), list, encodeHotMessage(&millrace.Message{Seq: 9, Role: "user", Content: "x"}))
 		},
 		"garbage":          func(t *testing.T, s *Store, list string) { s.cfg.Redis.LSet(t.Context(), list, 1, "x") },
 		"another type":     func(t *testing.T, s *Store, list string) { s.cfg.Redis.Set(t.Context(), list, "x", time.Minute) },

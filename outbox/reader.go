@@ -24,6 +24,12 @@ func (s *session) readAll(ctx context.Context) error {
 	outstanding := 0
 	rest := s.relay.cfg.PollInterval
 	for ctx.Err() == nil {
+		// What this was woken for has been committed: the read that follows has it, and
+		// need not be followed by another.
+		select {
+		case <-s.relay.wake[s.shard]:
+		default:
+		}
 		began := time.Now()
 		rows, all, err := s.read(ctx)
 		if err != nil {
@@ -51,7 +57,7 @@ func (s *session) readAll(ctx context.Context) error {
 			}
 		}
 		if all && len(rows) > 0 {
-			sleep(ctx, time.Until(began.Add(pace)))
+			sleep(ctx, gathering(time.Since(began)))
 		}
 		if all {
 			s.rest(ctx, rest)
@@ -66,6 +72,15 @@ func (s *session) readAll(ctx context.Context) error {
 // hundred; without a pace, 2,000 commits a second keep two processors so busy with
 // small batches that all of them take longer.
 const pace = 10 * time.Millisecond
+
+// gathering returns how long a shard rests, for rows to gather, after a batch that
+// took that long. When batches take long because the machine is busy, that it is busy
+// with small ones is part of the reason: the longer they take, the fewer they are to be.
+func gathering(took time.Duration) time.Duration {
+	return max(pace-took, min(2*(took-2*pace), maxGathering))
+}
+
+const maxGathering = 100 * time.Millisecond
 
 // minRest is how soon a shard is looked at again when rows have just been there:
 // a relay is not told of what the workers of other relays commit.

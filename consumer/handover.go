@@ -142,6 +142,9 @@ func (h *handover) announce(ctx context.Context, turns map[int32][]turnName) err
 	// What the last beat told stays; without one there is nothing to tell yet.
 	pipe.SetNX(ctx, h.alive(h.incarnation), "{}", aliveFor)
 	pipe.Expire(ctx, h.alive(h.incarnation), aliveFor)
+	if err := h.barrier(ctx, pipe); err != nil {
+		return err
+	}
 	for partition, names := range turns {
 		values := make([]any, 0, 2*len(names))
 		for _, name := range names {
@@ -149,6 +152,18 @@ func (h *handover) announce(ctx context.Context, turns map[int32][]turnName) err
 		}
 		pipe.HSet(ctx, h.hash(partition), values...)
 		pipe.PExpire(ctx, h.hash(partition), announcedFor)
+	}
+	_, err := pipe.Exec(ctx)
+	return err
+}
+
+// barrier sends what is in a pipeline when nobody may see what is added to it next
+// without it. One server does commands in their order; those of a cluster know
+// nothing of one another: one takes the announcement, the other does not answer,
+// and the next owner buries the turn of a worker that lives.
+func (h *handover) barrier(ctx context.Context, pipe redis.Pipeliner) error {
+	if _, cluster := h.redis.(*redis.ClusterClient); !cluster {
+		return nil
 	}
 	_, err := pipe.Exec(ctx)
 	return err

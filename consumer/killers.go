@@ -111,6 +111,9 @@ func parseMark(value string) (incarnation string, turn turnName, ok bool) {
 func (h *handover) mark(ctx context.Context, marks []mark) error {
 	pipe := h.redis.Pipeline()
 	pipe.Set(ctx, h.alive(h.incarnation), 1, aliveFor)
+	if err := h.barrier(ctx, pipe); err != nil {
+		return fmt.Errorf("mark running turns: %w", err)
+	}
 	values := make(map[int32][]any)
 	for _, m := range marks {
 		values[m.key.partition] = append(values[m.key.partition], m.key.task, m.value(h.incarnation))

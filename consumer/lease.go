@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -158,7 +159,10 @@ func (s *leases) each(ctx context.Context, script *redis.Script, all []lease, ar
 		return answers, err
 	}
 	answers, err := do(script.EvalSha)
-	if redis.HasErrorPrefix(err, "NOSCRIPT") {
+	// Of a cluster's servers one may know the script and another may not, or not
+	// answer at all: the first error does not tell.
+	unknown := func(a *redis.Cmd) bool { return redis.HasErrorPrefix(a.Err(), "NOSCRIPT") }
+	if err != nil && slices.ContainsFunc(answers, unknown) {
 		answers, err = do(script.Eval)
 	}
 	s.note(err)

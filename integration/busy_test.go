@@ -29,9 +29,11 @@ func (p *pipeline) submitBusy(t *testing.T, onBusy, payload string) string {
 	return id
 }
 
-func TestBusyPolicies(t *testing.T) {
+func TestBusyPolicies(t *testing.T) { busyPolicies(t, services{}) }
+
+func busyPolicies(t *testing.T, s services) {
 	h := newWaitingHandler(t)
-	p := newPipeline(t, services{}, "MILLRACE_HANDLER=http", "MILLRACE_HANDLER_URL="+h.url)
+	p := newPipeline(t, s, "MILLRACE_HANDLER=http", "MILLRACE_HANDLER_URL="+h.url)
 	p.startIngest()
 	p.start("worker")
 

@@ -138,9 +138,11 @@ func (p *pipeline) resultEvents(t *testing.T, tasks ...string) map[string][]stri
 	return found
 }
 
-func TestTasksAreCancelled(t *testing.T) {
+func TestTasksAreCancelled(t *testing.T) { tasksAreCancelled(t, services{}) }
+
+func tasksAreCancelled(t *testing.T, s services) {
 	h := newWaitingHandler(t)
-	p := newPipeline(t, services{}, "MILLRACE_HANDLER=http", "MILLRACE_HANDLER_URL="+h.url)
+	p := newPipeline(t, s, "MILLRACE_HANDLER=http", "MILLRACE_HANDLER_URL="+h.url)
 	p.startIngest()
 
 	// Cancelled before any worker is there, and by one's own id before it is sent.

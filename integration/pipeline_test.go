@@ -26,7 +26,11 @@ var priorities = []string{"high", "normal", "batch"}
 
 // services are where a pipeline keeps its things. What is empty comes from the
 // servers that all tests share.
-type services struct{ kafka, redis, postgres string }
+type services struct {
+	kafka, redis, postgres string
+	redisMode              string // single if empty
+	prefix                 string // of topics, on the shared Kafka; one of its own if empty
+}
 
 // pipeline is an installation under test.
 type pipeline struct {
@@ -48,7 +52,10 @@ func newPipeline(t testing.TB, s services, env ...string) *pipeline {
 	t.Helper()
 	p := &pipeline{t: t, prefix: "scenario."}
 	if s.kafka == "" {
-		p.brokers, p.prefix = testenv.Kafka(t), testenv.TopicPrefix(t)
+		p.brokers, p.prefix = testenv.Kafka(t), s.prefix
+		if s.prefix == "" {
+			p.prefix = testenv.TopicPrefix(t)
+		}
 	} else {
 		p.brokers = []string{s.kafka}
 	}
@@ -62,6 +69,7 @@ func newPipeline(t testing.TB, s services, env ...string) *pipeline {
 	p.env = append([]string{
 		"MILLRACE_KAFKA_BROKERS=" + strings.Join(p.brokers, ","),
 		"MILLRACE_REDIS_URL=" + s.redis,
+		"MILLRACE_REDIS_MODE=" + s.redisMode,
 		"MILLRACE_POSTGRES_URL=" + p.postgres,
 		"MILLRACE_TOPIC_PREFIX=" + p.prefix,
 		fmt.Sprintf("MILLRACE_PARTITIONS=%d", partitions),

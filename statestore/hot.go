@@ -195,15 +195,17 @@ type runScript func(s *redis.Script, ctx context.Context, on redis.Scripter, key
 
 // withScripts runs a pipeline that calls scripts by their hashes, and once more
 // with the scripts themselves if Redis does not know them. Whatever is in the
-// pipeline may thus run twice.
+// pipeline may thus run twice. Of a cluster's servers one may know the scripts and
+// another may not, or not answer at all, so the first error does not tell.
 func withScripts(ctx context.Context, client redis.UniversalClient, fill func(redis.Pipeliner, runScript) error) error {
 	for _, run := range []runScript{(*redis.Script).EvalSha, (*redis.Script).Eval} {
 		pipe := client.Pipeline()
 		if err := fill(pipe, run); err != nil {
 			return err
 		}
-		_, err := pipe.Exec(ctx)
-		if !redis.HasErrorPrefix(err, "NOSCRIPT") {
+		commands, err := pipe.Exec(ctx)
+		unknown := func(c redis.Cmder) bool { return redis.HasErrorPrefix(c.Err(), "NOSCRIPT") }
+		if err == nil || !slices.ContainsFunc(commands, unknown) {
 			return err
 		}
 	}

@@ -168,9 +168,16 @@ func (s *Store) Check(ctx context.Context) error {
 	return nil
 }
 
-// CheckRedis reports whether Redis answers.
+// CheckRedis reports whether Redis answers: of a cluster, every master, since each
+// conversation has its own.
 func (s *Store) CheckRedis(ctx context.Context) error {
-	if err := s.cfg.Redis.Ping(ctx).Err(); err != nil {
+	var err error
+	if cluster, is := s.cfg.Redis.(*redis.ClusterClient); is {
+		err = cluster.ForEachMaster(ctx, func(ctx context.Context, master *redis.Client) error { return master.Ping(ctx).Err() })
+	} else {
+		err = s.cfg.Redis.Ping(ctx).Err()
+	}
+	if err != nil {
 		return fmt.Errorf("redis: %w", err)
 	}
 	return nil

@@ -41,21 +41,17 @@ func openPostgres(ctx context.Context, s *settings.Settings) (*pgxpool.Pool, err
 	return pool, nil
 }
 
-// openRedis returns a client, with options changed as said. It does not connect.
-func openRedis(s *settings.Settings, change ...func(*redis.Options)) (*redis.Client, error) {
-	opts, err := s.RedisOptions()
-	if err != nil {
-		return nil, fmt.Errorf("MILLRACE_REDIS_URL: %w", err)
-	}
-	// Every slot may open a conversation at the same moment.
-	opts.PoolSize = max(opts.PoolSize, min(s.Slots, 200))
-	for _, one := range change {
-		one(opts)
-	}
+// openRedis returns a client. It does not connect.
+func openRedis(s *settings.Settings) (redis.UniversalClient, error) {
 	// By itself the client writes lines of its own to standard error, between those of
 	// the log, for each connection that it cannot make. Its calls return the same errors.
 	logging.Disable()
-	return redis.NewClient(opts), nil
+	// Every slot may open a conversation at the same moment.
+	client, err := s.RedisClient(min(s.Slots, 200))
+	if err != nil {
+		return nil, fmt.Errorf("MILLRACE_REDIS_URL: %w", err)
+	}
+	return client, nil
 }
 
 // awaitSchema waits until PostgreSQL answers and checks the schema. One that is

@@ -122,7 +122,7 @@ type explainer struct {
 	TaskWhereabouts
 	cfg     ExplainConfig
 	pool    *pgxpool.Pool
-	redis   *redis.Client
+	redis   redis.UniversalClient
 	store   *statestore.Store
 	http    *http.Client
 	workers []consumer.WorkerInfo

@@ -17,7 +17,7 @@ type Ingest struct {
 	producer *kgo.Client
 	lag      *lagReader
 	pool     *pgxpool.Pool
-	redis    *redis.Client
+	redis    redis.UniversalClient
 	server   *ingest.Server
 }
 
@@ -49,10 +49,7 @@ func (in *Ingest) open(ctx context.Context, p *Process, rules *ingest.Rules) err
 	if in.pool, err = openPostgres(ctx, s); err != nil {
 		return err
 	}
-	if in.redis, err = openRedis(s, func(o *redis.Options) {
-		// A request waits for Redis no longer than it says.
-		o.ContextTimeoutEnabled = true
-	}); err != nil {
+	if in.redis, err = openRedis(s); err != nil {
 		return err
 	}
 	store, err := statestore.New(statestore.Config{Pool: in.pool, Redis: in.redis, KeyPrefix: s.RedisPrefix(), TTL: s.RedisTTL, DropResults: !bool(s.Results), Logger: &p.Log})

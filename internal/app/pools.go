@@ -48,10 +48,10 @@ func advertised(ctx context.Context, p *Process, listens string) (host, addr str
 		return host, listens
 	}
 	own := host
-	if opts, err := p.Settings.RedisOptions(); err == nil {
+	if addrs, err := p.Settings.RedisAddrs(); err == nil {
 		dialer := net.Dialer{Timeout: time.Second}
 		// A datagram socket is given its address without a packet being sent.
-		if conn, err := dialer.DialContext(ctx, "udp", opts.Addr); err == nil {
+		if conn, err := dialer.DialContext(ctx, "udp", addrs[0]); err == nil {
 			if local, ok := conn.LocalAddr().(*net.UDPAddr); ok {
 				own = local.IP.String()
 			}

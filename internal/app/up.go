@@ -236,7 +236,7 @@ func (u *Up) configure(ctx context.Context) error {
 	s := u.Settings
 	s.KafkaBrokers = []string{u.services.Kafka.Addr()}
 	s.KafkaTLS, s.KafkaSASLMechanism = false, "none"
-	s.RedisURL, s.RedisPassword = settings.Secret(u.services.Redis.URL()), ""
+	s.RedisMode, s.RedisURL, s.RedisPassword = "single", settings.Secret(u.services.Redis.URL()), ""
 	s.PostgresURL, s.PostgresPassword = settings.Secret(u.services.Postgres.URL()), ""
 	u.Postgres = u.services.Postgres.URL()
 	if len(s.LLMProviders) == 0 {

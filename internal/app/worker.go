@@ -18,7 +18,7 @@ import (
 // Worker runs turns: an engine with its store, its relay and the way to LLMs.
 type Worker struct {
 	pool     *pgxpool.Pool
-	redis    *redis.Client
+	redis    redis.UniversalClient
 	store    *statestore.Store
 	relay    *outbox.Relay
 	releaser *statestore.Releaser

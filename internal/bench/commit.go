@@ -12,7 +12,6 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"millrace"
@@ -190,11 +189,10 @@ func (r *commitRun) withStore(ctx context.Context, measure func(*statestore.Stor
 		return fmt.Errorf("connect to PostgreSQL: %w", err)
 	}
 	defer pool.Close()
-	opts, err := s.RedisOptions()
+	client, err := s.RedisClient(0)
 	if err != nil {
 		return fmt.Errorf("MILLRACE_REDIS_URL: %w", err)
 	}
-	client := redis.NewClient(opts)
 	defer func() { err = errors.Join(err, client.Close()) }()
 	store, err := statestore.New(statestore.Config{
 		Pool: pool, Redis: client, KeyPrefix: r.place.prefix, TTL: time.Minute, Logger: &r.env.Log,

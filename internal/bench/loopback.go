@@ -24,12 +24,14 @@ func checkLoopback(s *settings.Settings) error {
 			return notLoopback("Kafka", host)
 		}
 	}
-	redis, err := s.RedisOptions()
+	redis, err := s.RedisAddrs()
 	if err != nil {
 		return fmt.Errorf("MILLRACE_REDIS_URL: %w", err)
 	}
-	if host, _, err := net.SplitHostPort(redis.Addr); redis.Network != "unix" && (err != nil || !loopback(host)) {
-		return notLoopback("Redis", redis.Addr)
+	for _, addr := range redis {
+		if host, _, err := net.SplitHostPort(addr); !strings.HasPrefix(addr, "/") && (err != nil || !loopback(host)) {
+			return notLoopback("Redis", addr)
+		}
 	}
 	postgres, err := s.PostgresConfig()
 	if err != nil {

@@ -73,19 +73,47 @@ func (l *loader) checkKafka(s *Settings) {
 }
 
 func (l *loader) checkStores(s *Settings) {
-	if _, err := s.RedisOptions(); err != nil {
-		l.problem("REDIS_URL", s.RedisURL.String(), "%v", err)
-	} else if s.RedisCAFile != "" && !strings.HasPrefix(s.RedisURL.Reveal(), "rediss://") {
-		l.problem("REDIS_CA_FILE", strconv.Quote(s.RedisCAFile), "has no effect: want a rediss:// URL in MILLRACE_REDIS_URL")
-	}
-	if hasPassword(s.RedisURL) && s.RedisPassword != "" {
-		l.problem("REDIS_PASSWORD", masked, "MILLRACE_REDIS_URL has a password as well; want one of the two")
-	}
+	l.checkRedis(s)
 	if _, err := s.PostgresConfig(); err != nil {
 		l.problem("POSTGRES_URL", s.PostgresURL.String(), "%v", err)
 	}
 	if hasPassword(s.PostgresURL) && s.PostgresPassword != "" {
 		l.problem("POSTGRES_PASSWORD", masked, "MILLRACE_POSTGRES_URL has a password as well; want one of the two")
+	}
+}
+
+func (l *loader) checkRedis(s *Settings) {
+	raw := s.RedisURL.Reveal()
+	if _, err := s.RedisAddrs(); err != nil {
+		l.problem("REDIS_URL", s.RedisURL.String(), "%v", err)
+	} else if !strings.HasPrefix(raw, "rediss://") {
+		for name, value := range map[string]string{
+			"REDIS_CA_FILE": s.RedisCAFile, "REDIS_CERT_FILE": s.RedisCertFile, "REDIS_KEY_FILE": s.RedisKeyFile, "REDIS_TLS_SERVER_NAME": s.RedisTLSServerName,
+		} {
+			if value != "" {
+				l.problem(name, strconv.Quote(value), "has no effect: want a rediss:// URL in MILLRACE_REDIS_URL")
+			}
+		}
+	}
+	if (s.RedisCertFile == "") != (s.RedisKeyFile == "") {
+		l.problem("REDIS_CERT_FILE", strconv.Quote(s.RedisCertFile), "want it and MILLRACE_REDIS_KEY_FILE together, or neither")
+	}
+	// In a URL of sentinels the user and the password are theirs.
+	sentinel := s.RedisMode == redisSentinel
+	password := hasPassword(s.RedisURL)
+	if sentinel {
+		u, err := url.Parse(raw)
+		password = err == nil && u.Query().Get("password") != ""
+	}
+	if password && s.RedisPassword != "" {
+		l.problem("REDIS_PASSWORD", masked, "MILLRACE_REDIS_URL has a password as well; want one of the two")
+	}
+	switch {
+	case s.RedisSentinelPassword == "":
+	case !sentinel:
+		l.problem("REDIS_SENTINEL_PASSWORD", masked, "has no effect: set MILLRACE_REDIS_MODE=sentinel as well")
+	case hasPassword(s.RedisURL):
+		l.problem("REDIS_SENTINEL_PASSWORD", masked, "MILLRACE_REDIS_URL has a password before the host as well, which is the sentinels'; want one of the two")
 	}
 }
 

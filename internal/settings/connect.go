@@ -2,7 +2,6 @@ package settings
 
 import (
 	"cmp"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -12,31 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/redis/go-redis/v9"
 )
-
-// RedisOptions returns how to connect to Redis. Its errors do not show the
-// password.
-func (s *Settings) RedisOptions() (*redis.Options, error) {
-	options, err := redis.ParseURL(s.RedisURL.Reveal())
-	if err != nil {
-		return nil, fmt.Errorf("want redis://user:password@host:6379/0 or rediss://…: %s", withoutPassword(err, s.RedisURL))
-	}
-	if s.RedisPassword != "" {
-		options.Password = s.RedisPassword.Reveal()
-	}
-	if options.TLSConfig != nil && s.RedisCAFile != "" {
-		pool, err := CertPool(s.RedisCAFile)
-		if err != nil {
-			return nil, err
-		}
-		options.TLSConfig.RootCAs = pool
-	}
-	if options.TLSConfig != nil {
-		options.TLSConfig.MinVersion = max(options.TLSConfig.MinVersion, tls.VersionTLS12)
-	}
-	return options, nil
-}
 
 // postgresPatience bounds how long a connection to PostgreSQL may take, and how
 // long one that was idle may take to answer. Left to itself, the pool waits two
@@ -78,9 +53,17 @@ func withoutPassword(err error, raw Secret) string {
 		return "not a URL"
 	}
 	password, _ := u.User.Password()
-	for _, shown := range []string{raw.Reveal(), password, url.QueryEscape(password), url.PathEscape(password)} {
-		if shown != "" && strings.Contains(text, shown) {
-			return "not valid"
+	passwords := []string{password}
+	for name, values := range u.Query() {
+		if isPassword(name) {
+			passwords = append(passwords, values...)
+		}
+	}
+	for _, password := range append(passwords, raw.Reveal()) {
+		for _, shown := range []string{password, url.QueryEscape(password), url.PathEscape(password)} {
+			if shown != "" && strings.Contains(text, shown) {
+				return "not valid"
+			}
 		}
 	}
 	return text

@@ -47,7 +47,7 @@ func mask(value string) string {
 	if u.RawQuery != "" {
 		query := u.Query()
 		for name := range query {
-			if !database || strings.Contains(strings.ToLower(name), "password") {
+			if !database || isPassword(name) {
 				query.Set(name, masked)
 			}
 		}
@@ -62,6 +62,9 @@ func mask(value string) string {
 }
 
 var databaseSchemes = []string{"postgres", "postgresql", "redis", "rediss"}
+
+// isPassword reports whether a parameter of a URL holds one, by its name.
+func isPassword(name string) bool { return strings.Contains(strings.ToLower(name), "password") }
 
 // MaskURL returns a URL without what may be secret in it. Text in which nothing
 // can be is returned as it is, so that a message about it stays readable.

@@ -62,11 +62,16 @@ type Settings struct {
 	Partitions         int      `envconfig:"PARTITIONS" default:"60" min:"1" max:"10000" shown:"60 (up: 12)" desc:"partitions of every priority topic: the most workers that can share the work; fixed once the topics exist"`
 
 	// Redis.
-	RedisURL      Secret        `envconfig:"REDIS_URL" default:"redis://localhost:6379/0" secret:"true" desc:"Redis: redis:// or, with TLS, rediss://; an ACL user goes in the URL"`
-	RedisPassword Secret        `envconfig:"REDIS_PASSWORD" secret:"true" desc:"Redis password, when the URL has none"`
-	RedisCAFile   string        `envconfig:"REDIS_CA_FILE" file:"true" desc:"PEM file of the authorities that may sign the certificate of a rediss:// server" shown:"the system's"`
-	RedisDegraded string        `envconfig:"REDIS_DEGRADED" default:"stop" oneof:"stop|run" desc:"without Redis: start no turn (stop), or go on from PostgreSQL (run); LLM calls under limits wait for Redis either way"`
-	RedisTTL      time.Duration `envconfig:"REDIS_TTL" default:"24h" min:"1m" max:"8760h" desc:"how long an idle conversation stays in Redis; PostgreSQL keeps it for good"`
+	RedisURL              Secret        `envconfig:"REDIS_URL" default:"redis://localhost:6379/0" secret:"true" desc:"Redis: redis:// or, with TLS, rediss://; an ACL user goes in the URL"`
+	RedisMode             string        `envconfig:"REDIS_MODE" default:"single" oneof:"single|cluster|sentinel" desc:"what REDIS_URL names: one server; servers of a cluster, further ones as ?addr=host:port; or sentinels, with ?master_name=… and, for an ACL user of Redis itself, &username=…"`
+	RedisPassword         Secret        `envconfig:"REDIS_PASSWORD" secret:"true" desc:"Redis password, when the URL has none"`
+	RedisSentinelPassword Secret        `envconfig:"REDIS_SENTINEL_PASSWORD" secret:"true" desc:"password of the sentinels themselves, when the URL has none"`
+	RedisCAFile           string        `envconfig:"REDIS_CA_FILE" file:"true" desc:"PEM file of the authorities that may sign the certificate of a rediss:// server" shown:"the system's"`
+	RedisCertFile         string        `envconfig:"REDIS_CERT_FILE" file:"true" desc:"PEM file of the client certificate, when Redis asks for one"`
+	RedisKeyFile          string        `envconfig:"REDIS_KEY_FILE" file:"true" desc:"PEM file of the client certificate's key"`
+	RedisTLSServerName    string        `envconfig:"REDIS_TLS_SERVER_NAME" desc:"the name that the certificates of all Redis servers hold" shown:"each server's own address"`
+	RedisDegraded         string        `envconfig:"REDIS_DEGRADED" default:"stop" oneof:"stop|run" desc:"without Redis: start no turn (stop), or go on from PostgreSQL (run); LLM calls under limits wait for Redis either way"`
+	RedisTTL              time.Duration `envconfig:"REDIS_TTL" default:"24h" min:"1m" max:"8760h" desc:"how long an idle conversation stays in Redis; PostgreSQL keeps it for good"`
 
 	// PostgreSQL.
 	PostgresURL      Secret `envconfig:"POSTGRES_URL" default:"postgres://millrace@localhost:5432/millrace" secret:"true" desc:"PostgreSQL; TLS goes in the URL: ?sslmode=verify-full&sslrootcert=/ca.pem, and so do standbys: db1,db2/…?target_session_attrs=read-write"`

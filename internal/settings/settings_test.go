@@ -125,6 +125,20 @@ func TestInvalidSettings(t *testing.T) {
 		{RoleTool, "REDIS_CA_FILE=" + empty, "REDIS_CA_FILE", "rediss://"},
 		{RoleTool, "REDIS_URL=rediss://h REDIS_CA_FILE=" + empty, "REDIS_URL", "PEM"},
 		{RoleTool, "REDIS_URL=redis://:a@h REDIS_PASSWORD=b", "REDIS_PASSWORD", "one of the two"},
+		{RoleTool, "REDIS_URL=rediss://h REDIS_CERT_FILE=" + empty, "REDIS_CERT_FILE", "together"},
+		{RoleTool, "REDIS_URL=rediss://h REDIS_CERT_FILE=" + empty + " REDIS_KEY_FILE=" + empty, "REDIS_URL", "REDIS_CERT_FILE"},
+		{RoleTool, "REDIS_KEY_FILE=" + empty, "REDIS_KEY_FILE", "rediss://"},
+		{RoleTool, "REDIS_TLS_SERVER_NAME=h", "REDIS_TLS_SERVER_NAME", "rediss://"},
+		{RoleTool, "REDIS_MODE=ring", "REDIS_MODE", "single, cluster or sentinel"},
+		{RoleTool, "REDIS_MODE=cluster REDIS_URL=h1:1,h2:1", "REDIS_URL", "addr="},
+		{RoleTool, "REDIS_MODE=cluster REDIS_URL=redis://h/1", "REDIS_URL", "only database 0"},
+		{RoleTool, "REDIS_MODE=cluster REDIS_URL=redis://h?read_only=true", "REDIS_URL", "replicas"},
+		{RoleTool, "REDIS_MODE=cluster REDIS_URL=redis://h?route_by_latency=true", "REDIS_URL", "replicas"},
+		{RoleTool, "REDIS_MODE=sentinel REDIS_URL=redis://h", "REDIS_URL", "master_name"},
+		{RoleTool, "REDIS_MODE=sentinel REDIS_URL=redis://h?master_name=m&replica_only=true", "REDIS_URL", "replicas"},
+		{RoleTool, "REDIS_MODE=sentinel REDIS_URL=redis://h?master_name=m&password=a REDIS_PASSWORD=b", "REDIS_PASSWORD", "one of the two"},
+		{RoleTool, "REDIS_MODE=sentinel REDIS_URL=redis://:a@h?master_name=m REDIS_SENTINEL_PASSWORD=b", "REDIS_SENTINEL_PASSWORD", "one of the two"},
+		{RoleTool, "REDIS_SENTINEL_PASSWORD=b", "REDIS_SENTINEL_PASSWORD", "MILLRACE_REDIS_MODE=sentinel"},
 		{RoleTool, "POSTGRES_URL=mysql://h/db", "POSTGRES_URL", "postgres://"},
 		{RoleTool, "POSTGRES_URL=postgres://h:x/db", "POSTGRES_URL", "postgres://"},
 		{RoleTool, "POSTGRES_URL=postgres://h/db?sslmode=perhaps", "POSTGRES_URL", "sslmode"},
@@ -221,12 +235,26 @@ func TestValidSettings(t *testing.T) {
 		}},
 		{RoleTool, "LLM_ANTHROPIC_API_KEY=k", func(s Settings) bool { return s.LLMProviders[0].Kind == "anthropic" }},
 		{RoleTool, "REDIS_URL=rediss://user:p%40ss@h:1/2", func(s Settings) bool {
-			o, err := s.RedisOptions()
+			o, err := s.singleOptions()
 			return err == nil && o.Username == "user" && o.Password == "p@ss" && o.DB == 2 && o.TLSConfig != nil
 		}},
 		{RoleTool, "REDIS_URL=redis://user@h REDIS_PASSWORD=p", func(s Settings) bool {
-			o, err := s.RedisOptions()
+			o, err := s.singleOptions()
 			return err == nil && o.Username == "user" && o.Password == "p"
+		}},
+		{RoleTool, "REDIS_MODE=cluster REDIS_URL=rediss://user@h1?addr=h2:2&addr=h3:3 REDIS_PASSWORD=p", func(s Settings) bool {
+			o, err := s.clusterOptions()
+			return err == nil && slices.Equal(o.Addrs, []string{"h1:6379", "h2:2", "h3:3"}) && o.Username == "user" && o.Password == "p" &&
+				o.TLSConfig != nil && o.TLSConfig.ServerName == ""
+		}},
+		{RoleTool, "REDIS_MODE=cluster REDIS_URL=rediss://h1/0 REDIS_TLS_SERVER_NAME=all", func(s Settings) bool {
+			o, err := s.clusterOptions()
+			return err == nil && o.TLSConfig.ServerName == "all"
+		}},
+		{RoleTool, "REDIS_MODE=sentinel REDIS_URL=redis://h1:1/3?master_name=m&addr=h2:2&username=user REDIS_PASSWORD=p REDIS_SENTINEL_PASSWORD=s", func(s Settings) bool {
+			o, err := s.failoverOptions()
+			return err == nil && slices.Equal(o.SentinelAddrs, []string{"h1:1", "h2:2"}) && o.MasterName == "m" && o.DB == 3 &&
+				o.Username == "user" && o.Password == "p" && o.SentinelPassword == "s"
 		}},
 		{RoleTool, "POSTGRES_URL=postgres://u@h/db?sslmode=require POSTGRES_PASSWORD=p POSTGRES_MAX_CONNS=3", func(s Settings) bool {
 			c, err := s.PostgresConfig()
@@ -318,6 +346,7 @@ func TestSecretsNeverShow(t *testing.T) {
 		"POSTGRES_URL=postgres://u:hunter2@h:x/db", "POSTGRES_URL=postgres://u:hunter2@h/db?sslmode=no", "POSTGRES_URL=hunter2",
 		"POSTGRES_URL=postgres://u:hunter2%zz@h/db", "REDIS_URL=redis://u:hunter2@h/x", "REDIS_URL=hunter2", "REDIS_URL=redis://u:hunter2@h:x:y",
 		"LLM_OPENAI_BASE_URL=ftp://u:hunter2@h", "KAFKA_PASSWORD=hunter2", "REDIS_URL=redis://:a@h REDIS_PASSWORD=hunter2",
+		"REDIS_MODE=sentinel REDIS_URL=redis://h?master_name=m&password=hunter2&max_retries=x", "REDIS_MODE=cluster REDIS_URL=redis://u:hunter2@h/1",
 		"HANDLER_URL=ftp://u:hunter2@h", "URL=ftp://u:hunter2@x", "URL=u:hunter2@x:1", "LLM_LOCAL_BASE_URL=h?key=hunter2",
 		"KAFKA_BROKERS=kafka://u:hunter2@h:9092", "HTTP_ADDR=http://u:hunter2@h:80", "LLM_PROXY_ADDR=u:hunter2@h:80",
 	} {

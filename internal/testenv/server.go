@@ -27,6 +27,8 @@ type Server struct {
 	Address string
 	// URL is what a client of the service is configured with: the address for Kafka, a URL with the credentials otherwise.
 	URL string
+	// More are further addresses of a container that runs several servers.
+	More []string
 
 	docker    *testcontainers.DockerClient
 	container *testcontainers.DockerContainer
@@ -38,6 +40,7 @@ type spec struct {
 	image image
 	port  string // inside the container; the host's if empty, or where the container has the host's network
 	user  string // in the container; the image's if empty
+	more  int    // further ports, the same inside and outside
 	env   map[string]string
 	args  []string
 	// onHost says that the container has the host's network: it listens on port of 127.0.0.1, and on nothing else that another
@@ -93,22 +96,31 @@ func run(ctx context.Context, docker *testcontainers.DockerClient, name string, 
 	if s.port == "" || s.onHost {
 		s.port = strconv.Itoa(hostPort)
 	}
+	inside := map[string]int{s.port: hostPort}
+	for range s.more {
+		port, err := freePort(ctx)
+		if err != nil {
+			return nil, err
+		}
+		inside[strconv.Itoa(port)] = port
+		server.More = append(server.More, "127.0.0.1:"+strconv.Itoa(port))
+	}
 	s.env = maps.Clone(s.env)
 	s.configure(&s, server)
-	port, err := network.ParsePort(s.port + "/tcp")
-	if err != nil {
-		return nil, err
+	var exposed []string
+	bindings := make(network.PortMap)
+	for port, outside := range inside {
+		parsed, err := network.ParsePort(port + "/tcp")
+		if err != nil {
+			return nil, err
+		}
+		exposed = append(exposed, parsed.String())
+		bindings[parsed] = []network.PortBinding{{HostIP: netip.AddrFrom4([4]byte{127, 0, 0, 1}), HostPort: strconv.Itoa(outside)}}
 	}
-	exposed := []string{port.String()}
+	bind := func(host *container.HostConfig) { host.PortBindings = bindings }
 	if s.onHost {
 		exposed = nil
-	}
-	bind := func(host *container.HostConfig) {
-		if s.onHost {
-			host.NetworkMode = network.NetworkHost
-			return
-		}
-		host.PortBindings = network.PortMap{port: {{HostIP: netip.AddrFrom4([4]byte{127, 0, 0, 1}), HostPort: strconv.Itoa(hostPort)}}}
+		bind = func(host *container.HostConfig) { host.NetworkMode = network.NetworkHost }
 	}
 	server.container, err = testcontainers.Run(ctx, name, testcontainers.WithExposedPorts(exposed...),
 		testcontainers.WithConfigModifier(func(config *container.Config) { config.User = s.user }),

@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
@@ -90,7 +91,7 @@ func (s *Store) openBatch(ctx context.Context, batch []*pendingOpen) {
 		case err == nil && found[i] != nil:
 			s.metrics.opened.WithLabelValues("redis").Inc()
 			p.done <- openResult{conv: *found[i]}
-		default:
+		case !slices.Contains(missing, p.task.Conversation): // once: its messages would come as often as it is asked for
 			missing = append(missing, p.task.Conversation)
 		}
 	}

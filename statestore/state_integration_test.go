@@ -211,3 +211,23 @@ func TestJournalReplaysWhatIsRecorded(t *testing.T) {
 		t.Errorf("%d steps outlive their task", n)
 	}
 }
+
+// TestTasksOfAConversationThatAreOpenedTogetherShareIt: the batch asks PostgreSQL
+// for it once, however many tasks of it there are.
+func TestTasksOfAConversationThatAreOpenedTogetherShareIt(t *testing.T) {
+	s := newStore(t)
+	mustCommit(t, s, completion("task", millrace.Conversation{ID: "conv"}), millrace.Committed)
+	if err := s.cfg.Redis.FlushDB(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	var batch []*pendingOpen
+	for _, id := range []string{"a", "b", "c"} {
+		batch = append(batch, &pendingOpen{task: &millrace.Task{ID: id, Conversation: "conv"}, done: make(chan openResult, 1)})
+	}
+	s.openBatch(t.Context(), batch)
+	for _, p := range batch {
+		if r := <-p.done; r.err != nil || r.conv.Length != 1 || len(r.conv.Tail) != 1 {
+			t.Errorf("%s: %+v, %v", p.task.ID, r.conv, r.err)
+		}
+	}
+}

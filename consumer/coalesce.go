@@ -210,7 +210,7 @@ func (e *Engine) endGroup(l *lane, it *item, committed bool) {
 		return
 	}
 	for _, m := range g.members {
-		it.part.tracker.done(m.record.Offset)
+		it.part.tracker.done(m.offset)
 		if m.recorded {
 			e.noteForget(m)
 		}
@@ -251,7 +251,7 @@ func (it *item) also(d *millrace.DeadLetter) []millrace.Also {
 	for i, m := range it.group.members {
 		also[i].Task = m.task
 		if d != nil {
-			also[i].DeadLetter = &millrace.DeadLetter{Reason: d.Reason, Detail: d.Detail, Stack: d.Stack, Record: m.record}
+			also[i].DeadLetter = &millrace.DeadLetter{Reason: d.Reason, Detail: d.Detail, Stack: d.Stack, Record: m.record()}
 		}
 	}
 	return also
@@ -288,6 +288,6 @@ func (it *item) named(id string) *item {
 // caller holds the mutex.
 func (e *Engine) explainAnswered(l *lane, leader, it *item, now time.Time) Explanation {
 	x := e.explain(l, leader, now)
-	x.TaskID, x.Redrive, x.Offset = it.task.ID, it.task.Redrive, it.record.Offset
+	x.TaskID, x.Redrive, x.Offset = it.task.ID, it.task.Redrive, it.offset
 	return x
 }

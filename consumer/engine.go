@@ -311,7 +311,7 @@ func (e *Engine) accept(fetches kgo.Fetches) {
 			items := make([]*item, len(p.Records))
 			for i, r := range p.Records {
 				if r.Attrs.IsControl() {
-					items[i] = &item{record: millrace.Record{Offset: r.Offset}, control: true}
+					items[i] = &item{offset: r.Offset, control: true}
 					continue
 				}
 				items[i] = newItem(r, id)
@@ -337,15 +337,15 @@ func (e *Engine) enqueue(tp topicPartition, topicID [16]byte, highWatermark int6
 	kept := items[:0]
 	lookUp := false
 	for _, it := range items {
-		if !part.tracker.add(it.record.Offset) {
+		if !part.tracker.add(it.offset) {
 			continue
 		}
 		if it.control {
-			part.tracker.done(it.record.Offset)
+			part.tracker.done(it.offset)
 			continue
 		}
-		if within(part.finished, it.record.Offset) {
-			part.tracker.done(it.record.Offset)
+		if within(part.finished, it.offset) {
+			part.tracker.done(it.offset)
 			e.metrics.redeliveries.Inc()
 			continue
 		}
@@ -559,7 +559,7 @@ func (e *Engine) finish(l *lane, it *item, v verdict, now time.Time) (*lane, *it
 		}
 		// Of a partition that is being revoked as well: its last commit is still to
 		// come. After that the mark leads nowhere.
-		part.tracker.done(it.record.Offset)
+		part.tracker.done(it.offset)
 		e.waiting[it.priority] -= it.size
 		if it.recorded {
 			e.noteForget(it)

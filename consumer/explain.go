@@ -170,7 +170,7 @@ func (e *Engine) Explain(id string, at *Place) Explanation {
 func (e *Engine) explanation(it *item) Explanation {
 	return Explanation{
 		TaskID: it.task.ID, ConversationID: it.task.Conversation, Priority: it.task.Priority, Redrive: it.task.Redrive,
-		Topic: it.record.Topic, Partition: it.record.Partition, Offset: it.record.Offset,
+		Topic: it.part.tp.topic, Partition: it.part.tp.partition, Offset: it.offset,
 		MaxAttempts: e.maxAttempts(it), Draining: e.draining, Incarnation: e.Incarnation(),
 	}
 }

@@ -74,7 +74,7 @@ func (e *Engine) passFences(ctx context.Context, batch []fetched) bool {
 	seen := make(map[*partition]bool)
 	e.mu.Lock()
 	for _, f := range batch {
-		if n := len(f.items); n > 0 && !f.part.revoked && !seen[f.part] && f.items[n-1].record.Offset >= f.part.fence {
+		if n := len(f.items); n > 0 && !f.part.revoked && !seen[f.part] && f.items[n-1].offset >= f.part.fence {
 			seen[f.part] = true
 			parts = append(parts, f.part)
 		}
@@ -141,7 +141,7 @@ func (e *Engine) pauseAfter(ctx context.Context, err error, try int, what string
 
 // setLookUp says whether an item is to be looked up.
 func (p *partition) setLookUp(it *item) {
-	it.lookUp = it.invalid == nil && (it.record.Offset < p.lookUpBelow || it.task.Redrive > 0)
+	it.lookUp = it.invalid == nil && (it.offset < p.lookUpBelow || it.task.Redrive > 0)
 	it.inherited = it.lookUp && it.task.OnBusy == millrace.BusyCoalesce
 }
 

@@ -143,7 +143,7 @@ type laneRun struct {
 // began books a turn as running. Its caller holds the mutex.
 func (e *Engine) began(l *lane, now time.Time, alone bool) {
 	l.run = laneRun{since: now, alone: alone}
-	if p := l.current.part; p.markEarly > 0 && l.current.record.Offset < p.lookUpBelow {
+	if p := l.current.part; p.markEarly > 0 && l.current.offset < p.lookUpBelow {
 		p.markEarly--
 		l.run.early = true
 	}

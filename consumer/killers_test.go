@@ -428,13 +428,9 @@ func TestATurnThatIsMarkedIsWaitedForUntilItsWorkerIsDead(t *testing.T) {
 // suspected feeds a task that two workers died of.
 func (o *offline) suspected(t *testing.T, number int32, tk millrace.Task) {
 	t.Helper()
-	r, err := tk.Record()
-	if err != nil {
-		t.Fatal(err)
-	}
-	it := &item{task: tk, record: r, deaths: "sone stwo "}
+	it := &item{task: tk, deaths: "sone stwo "}
 	tp := topicPartition{Topic("t.", tk.Priority), number}
-	it.record.Offset = o.offsets[tp]
+	it.offset = o.offsets[tp]
 	o.offsets[tp]++
 	o.enqueue(tp, [16]byte{}, 0, []*item{it})
 }

@@ -10,60 +10,68 @@ import (
 	"millrace"
 )
 
-// item is a record on its way through the engine.
+// item is a record on its way through the engine. There are hundreds of
+// thousands of them: what is small stands together at the end.
 type item struct {
-	task   millrace.Task
-	record millrace.Record
+	task millrace.Task
+	// offset, timestamp, in milliseconds, and headers are the record's; the task has
+	// the rest of it.
+	offset    int64
+	timestamp int64
+	headers   []millrace.Header
 	// invalid says why the record cannot be a task. Such an item becomes a dead
 	// letter without a turn.
-	invalid *millrace.RecordError
-	// control says that it is the end of a transaction, which holds no task.
-	control  bool
-	part     *partition
-	priority int
-	size     int64
-	// lookUp asks for a look whether the task is complete already, before it runs.
-	lookUp bool
-	// attempts counts the handler runs that failed, outages the tries in a row that
-	// a dependency's outage ended.
-	attempts int
-	outages  int
+	invalid *invalidRecord
+	part    *partition
+	size    int64
+	// next is the item behind it in its lane.
+	next *item
 	// lastError is what the last try that failed failed with.
 	lastError error
 	// notBefore delays the next try.
 	notBefore time.Time
-	// journaled says that a turn of this task has begun a step: no other task of
-	// the conversation overtakes it any more.
-	journaled bool
 	// exitStack is set when the handler has ended the slot's goroutine instead of
 	// returning: the goroutine's stack then.
 	exitStack string
-	// rumoured says that the task is said to be cancelled while it runs.
-	rumoured bool
 	// endedBy is why its turn is to end, if it is. It is set once.
 	endedBy atomic.Pointer[error]
-	// failedUnder is the breaker that counted its last failure; probing says that a
-	// breaker has let it through to see whether its dependency answers.
+	// failedUnder is the breaker that counted its last failure.
 	failedUnder *breaker
-	probing     bool
 	// final is set once the task is to end without a turn, or is interrupted: what is
 	// committed of it.
 	final *millrace.Completion
 	// givenUp is set once the task is to become a dead letter.
 	givenUp *millrace.DeadLetter
-	// recorded says that Redis may hold a past of the task, recall that it is to be
-	// asked before the next turn. deaths are those of workers that ran it.
-	recorded bool
-	recall   bool
-	deaths   deaths
+	// deaths are those of workers that ran it.
+	deaths deaths
 	// group holds the further items that its turn answers, if there are any. Their
 	// sizes are part of its own.
 	group *group
-	// inherited says that an earlier run may have journaled such items, asked that
-	// the journal has been asked for them.
+	// attempts counts the handler runs that failed, outages the tries in a row that
+	// a dependency's outage ended.
+	attempts, outages int
+
+	priority int
+	// control says that it is the end of a transaction, which holds no task.
+	control bool
+	// emptyKey says that the record's key is empty, and not null.
+	emptyKey bool
+	// lookUp asks for a look whether the task is complete already, before it runs.
+	lookUp bool
+	// journaled says that a turn of this task has begun a step: no other task of
+	// the conversation overtakes it any more.
+	journaled bool
+	// rumoured says that the task is said to be cancelled while it runs.
+	rumoured bool
+	// probing says that a breaker has let it through to see whether its dependency
+	// answers.
+	probing bool
+	// recorded says that Redis may hold a past of the task, recall that it is to be
+	// asked before the next turn.
+	recorded, recall bool
+	// inherited says that an earlier run may have journaled items that its turn is to
+	// answer, asked that the journal has been asked for them.
 	inherited, asked bool
-	// next is the item behind it in its lane.
-	next *item
 }
 
 // itemQueue holds items in order, linked through them.
@@ -215,21 +223,44 @@ func (l *lane) dropPartition(p *partition) (dropped []*item) {
 // recordOverhead is what an item costs beside the bytes of its record.
 const recordOverhead = 600
 
+// invalidRecord is a record that cannot be a task.
+type invalidRecord struct {
+	*millrace.RecordError
+	record millrace.Record
+}
+
 // newItem decodes a record. It copies all bytes out of the fetch, which one
 // waiting record would otherwise keep in memory whole.
 func newItem(r *kgo.Record, topicID [16]byte) *item {
-	it := &item{record: cloneRecord(r, topicID)}
-	task, err := millrace.TaskFromRecord(it.record)
-	it.task = task
+	it := &item{offset: r.Offset, timestamp: r.Timestamp.UnixMilli()}
+	record := cloneRecord(r, topicID)
+	var err error
+	it.task, err = millrace.TaskFromRecord(record)
 	if invalid, ok := err.(*millrace.RecordError); ok { //nolint:errorlint // documented to be this type, unwrapped
-		it.invalid = invalid
+		it.invalid = &invalidRecord{invalid, record}
 		it.task.Conversation = ""
 	}
+	it.headers, it.emptyKey = record.Headers, record.Key != nil && len(record.Key) == 0
 	it.size = int64(len(r.Key)+len(r.Value)) + recordOverhead
 	for _, h := range r.Headers {
 		it.size += int64(len(h.Key) + len(h.Value))
 	}
 	return it
+}
+
+// record returns the record as it was read.
+func (it *item) record() millrace.Record {
+	if it.invalid != nil {
+		return it.invalid.record
+	}
+	r := millrace.Record{
+		Topic: it.part.tp.topic, TopicID: it.part.topicID, Partition: it.part.tp.partition, Offset: it.offset,
+		Timestamp: time.UnixMilli(it.timestamp), Value: it.task.Payload, Headers: it.headers,
+	}
+	if it.task.Conversation != "" || it.emptyKey {
+		r.Key = []byte(it.task.Conversation)
+	}
+	return r
 }
 
 func cloneRecord(r *kgo.Record, topicID [16]byte) millrace.Record {

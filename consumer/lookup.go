@@ -128,7 +128,7 @@ func (e *Engine) putLookedUp(a lookedUp) {
 			case f.part.revoked:
 				e.waiting[it.priority] -= it.size
 			case it.lookUp && a.found[it.task.Key()]:
-				f.part.tracker.done(it.record.Offset)
+				f.part.tracker.done(it.offset)
 				e.waiting[it.priority] -= it.size
 				e.metrics.redeliveries.Inc()
 				if it.recorded {

@@ -11,7 +11,7 @@ type repeats struct {
 	hashes []uint64 // by their low bits
 }
 
-const rememberedTasks = 1 << 15
+const rememberedTasks = 1 << 13
 
 // again remembers a task and reports whether it was remembered already.
 func (r *repeats) again(id string) bool {

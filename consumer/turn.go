@@ -251,7 +251,7 @@ func fullJitter(low, high time.Duration, attempt int) time.Duration {
 // giveUp makes the task a dead letter. Its handler does not run again, even
 // when an outage puts the commit off.
 func (e *Engine) giveUp(ctx context.Context, l *lane, it *item, reason, detail, stack string) verdict {
-	it.givenUp = &millrace.DeadLetter{Reason: reason, Detail: detail, Stack: stack, Record: it.record}
+	it.givenUp = &millrace.DeadLetter{Reason: reason, Detail: detail, Stack: stack, Record: it.record()}
 	now := time.Now()
 	conv := millrace.Conversation{ID: it.task.Conversation}
 	if l.conv != nil {
@@ -265,8 +265,8 @@ func (e *Engine) giveUp(ctx context.Context, l *lane, it *item, reason, detail, 
 	if v.committed {
 		e.metrics.deadLetters.WithLabelValues(reason).Inc()
 		e.log.Error().Str("task", it.task.ID).Str("conversation", it.task.Conversation).Str("reason", reason).
-			Str("detail", detail).Str("topic", it.record.Topic).Int32("partition", it.record.Partition).
-			Int64("offset", it.record.Offset).Msg("task given up; it is in the dead letters")
+			Str("detail", detail).Str("topic", it.part.tp.topic).Int32("partition", it.part.tp.partition).
+			Int64("offset", it.offset).Msg("task given up; it is in the dead letters")
 	}
 	return v
 }

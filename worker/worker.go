@@ -81,6 +81,7 @@ func Run(ctx context.Context, handler millrace.Handler, environ []string, out io
 		defer cancel()
 		_ = writer.Close(flush) // there is nowhere left to say that it failed
 	}()
+	app.TuneMemory(log)
 	stopTracing, err := app.StartTracing(ctx, "millrace-worker", log)
 	if err != nil {
 		return err

@@ -36,6 +36,7 @@ func (c *cli) benchEnv(ctx context.Context, f *benchFlags) (bench.Env, func() er
 		return env, nil, err
 	}
 	env.Log, env.Progress = log, c.err
+	app.TuneMemory(log)
 	stopTracing, err := app.StartTracing(ctx, "millrace-bench", log)
 	if err != nil {
 		flush()

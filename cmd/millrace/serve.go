@@ -88,6 +88,7 @@ func (c *cli) serve(ctx context.Context, role settings.Role, run func(context.Co
 		return err
 	}
 	defer flush()
+	app.TuneMemory(log)
 	stopTracing, err := app.StartTracing(ctx, "millrace-"+string(role), log)
 	if err != nil {
 		return err

@@ -120,6 +120,7 @@ func (c *cli) up(ctx context.Context, f *upFlags) error {
 		return err
 	}
 	defer flush()
+	app.TuneMemory(log)
 	stopTracing, err := app.StartTracing(ctx, "millrace-up", log)
 	if err != nil {
 		return err

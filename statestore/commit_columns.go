@@ -28,12 +28,12 @@ func appendTaskColumns(args []any, tasks []endingTask) []any {
 	for i := range tasks {
 		c := tasks[i].Completion
 		k.add(&c.Task)
-		leaders[i] = int32(tasks[i].leader)
+		leaders[i] = int32(tasks[i].leader) //nolint:gosec // at most as many as tasks
 		if c.Task.Conversation != "" {
 			conversations[i] = &c.Task.Conversation
 			if c.Effects.Touches() {
 				expected[i] = &c.Base.Version
-				more := int32(len(c.Effects.Messages))
+				more := int32(len(c.Effects.Messages)) //nolint:gosec // bounded by their bytes
 				states[i], added[i] = jsonColumn(c.Effects.State), &more
 			}
 		}

@@ -44,7 +44,7 @@ func decodeHotMessage(s string) (m millrace.Message, err error) {
 
 func takeVarint(s *string, v *int64) bool {
 	u, ok := takeUvarint(s)
-	*v = int64(u>>1) ^ -int64(u&1) //nolint:gosec // zigzag, as encoding/binary has it
+	*v = int64(u>>1) ^ -int64(u&1) // zigzag, as encoding/binary has it
 	return ok
 }
 

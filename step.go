@@ -11,6 +11,8 @@ import (
 // Step names one journaled call inside a turn: an LLM call or a tool call.
 type Step struct {
 	Task Key
+	// Conversation is the task's. Empty: it has none.
+	Conversation string
 	// Name is unique within the turn and the same whenever the turn is run again.
 	Name string
 	// RequestHash is the SHA-256 of the request.
@@ -78,10 +80,11 @@ func (t *Turn) Step(ctx context.Context, name string, request []byte, run func(c
 		return result.Output, nil
 	}
 	step := Step{
-		Task:        t.task.Key(),
-		Name:        t.stepName(name),
-		RequestHash: sha256.Sum256(request),
-		BaseVersion: t.conv.Version,
+		Task:         t.task.Key(),
+		Conversation: t.task.Conversation,
+		Name:         t.stepName(name),
+		RequestHash:  sha256.Sum256(request),
+		BaseVersion:  t.conv.Version,
 	}
 	result, done, err := t.journal.Begin(ctx, step)
 	if err != nil {

@@ -189,7 +189,7 @@ func (t *Turn) History(ctx context.Context, n int) ([]Message, error) {
 	committed := t.conv.Tail
 	if want > int64(len(committed)) && t.history != nil {
 		var err error
-		committed, err = t.history.History(ctx, t.conv.ID, t.conv.Length, int(want))
+		committed, err = t.history.History(ctx, t.conv.ID, t.conv.Last(), int(want))
 		if err != nil {
 			return nil, fmt.Errorf("read history: %w", err)
 		}

@@ -125,6 +125,9 @@ func (e *Engine) commitFinal(ctx context.Context, l *lane, it *item) verdict {
 		// Somebody else has moved the conversation on, and a part of an answer has no
 		// place in what it is now.
 		c.Effects.Messages = nil
+		if l.conv.Erased > c.Base.Erased { // nor has a result of what was erased
+			c.Effects.Result = nil
+		}
 	}
 	v := e.commit(ctx, l, it, *c)
 	if v.committed && c.Status == millrace.StatusFailed {

@@ -67,6 +67,9 @@ type Config struct {
 	// Fences keeps how far the records of each partition may have been started. Nil:
 	// all that was in the log when reading began is looked up.
 	Fences Fences
+	// Erasures tells of conversations that are erased, so that they leave the memory at
+	// once. Nil: they stay until their next turn, which is run on what there is then.
+	Erasures Erasures
 	// Journal keeps the outcome of steps. Nil: steps run anew at every attempt.
 	Journal millrace.Journal
 	// Transactions opens the transactions that handlers ask for. Nil: they get none.

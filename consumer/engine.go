@@ -180,6 +180,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	if e.cfg.Cancels != nil {
 		background.Go(func() { e.hearCancels(work) })
 	}
+	if e.cfg.Erasures != nil {
+		background.Go(func() { e.hearErasures(work) })
+	}
 	if e.handover != nil {
 		background.Go(func() { e.handoverLoop(work) })
 		background.Go(func() { e.leaseLoop(work) })

@@ -44,6 +44,8 @@ type Config struct {
 	// Scheduler holds tasks back that are to run later. Nil: a task with a run_at in
 	// the future is answered 503.
 	Scheduler Scheduler
+	// Eraser erases conversations. Nil: that route answers 503 like those of the Reader.
+	Eraser Eraser
 	// Announcer is told of accepted tasks, so that their status can be read
 	// before a worker has seen them. It is a hint: announcements are dropped
 	// when it does not keep up. Nil: nobody is told.

@@ -45,7 +45,7 @@ func (s *Server) routes() (http.Handler, error) {
 		Components: &huma.Components{Schemas: registry},
 		Tags: []*huma.Tag{
 			{Name: "tasks", Description: "Send tasks and ask what became of them."},
-			{Name: "conversations", Description: "Read what turns have left."},
+			{Name: "conversations", Description: "Read what turns have left, and erase it."},
 			{Name: "dead letters", Description: "See the tasks that were given up on."},
 		},
 	}})}
@@ -228,6 +228,21 @@ func (a *api) operations() {
 		Summary: "Read a conversation", Parameters: []*huma.Param{id("The conversation's id", millrace.MaxConversationBytes), after, limit, requestID},
 		Responses: map[string]*huma.Response{"200": a.answer("The state and one page of the history.", millrace.JSON, a.schema(reflect.TypeFor[ConversationPage]()))},
 	}, slices.Concat(readerProblems, []*problemKind{conversationNotFound}), a.s.getConversation)
+
+	erasure := a.schema(reflect.TypeFor[millrace.Erasure]())
+	a.route(huma.Operation{
+		Method: http.MethodDelete, Path: "/v1/conversations/{id}", OperationID: "erase-conversation", Tags: []string{"conversations"},
+		Summary: "Erase a conversation",
+		Description: "Erases history and state, the results and errors of the conversation's tasks, its steps, its dead letters and the tasks that are held back until their run_at. Once it has been answered, nobody reads the conversation any more, " +
+			"and a turn that had read it begins anew on an empty one. What is left is that there was a conversation of this id, and that its tasks have ended. " +
+			"Tasks that wait are done later, on the empty conversation: cancel them first if they are not to be. Messages are numbered on from where the erased ones ended. " +
+			"What Kafka has of the conversation (tasks, results, events, copies of dead letters) goes when the retention of its topics is over. Erasing what is erased changes nothing.",
+		Parameters: []*huma.Param{id("The conversation's id", millrace.MaxConversationBytes), requestID},
+		Responses: map[string]*huma.Response{
+			"204": {Description: "The conversation is erased, and nothing of it is left to delete.", Headers: map[string]*huma.Param{headerRequestID: headerParam("The id of the request")}},
+			"202": a.answer("The conversation is erased; workers and relays delete what is left of it in the background. The same request tells whether they have done so.", millrace.JSON, erasure),
+		},
+	}, slices.Concat(readerProblems, []*problemKind{conversationNotFound}), a.s.deleteConversation)
 
 	a.route(huma.Operation{
 		Method: http.MethodGet, Path: "/v1/dead-letters", OperationID: "list-dead-letters", Tags: []string{"dead letters"},

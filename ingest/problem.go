@@ -36,7 +36,7 @@ var (
 	foreignOrigin        = &problemKind{"foreign-origin", 403, "The request comes from a web page of another server", "Send requests from a program, or from pages of this server. The operator can set MILLRACE_AUTH=trust-network to let others in."}
 	routeNotFound        = &problemKind{"route-not-found", 404, "There is no such route", "See /docs for the routes there are."}
 	taskNotFound         = &problemKind{"task-not-found", 404, "The task is not known", "Check the id. A task accepted moments ago may not be known yet: ask with ?wait=30s."}
-	conversationNotFound = &problemKind{"conversation-not-found", 404, "The conversation is not known", "Check the id. A conversation exists once a turn on it has committed."}
+	conversationNotFound = &problemKind{"conversation-not-found", 404, "The conversation is not known", "Check the id. A conversation exists once a turn on it has committed, until it is erased."}
 	taskEnded            = &problemKind{"task-ended", 409, "The task has ended already", "Nothing is left to cancel; ask for the task to see how it ended."}
 	methodNotAllowed     = &problemKind{"method-not-allowed", 405, "The route does not take this method", "Use a method that the Allow header lists."}
 	bodyTimeout          = &problemKind{"body-timeout", 408, "The body took too long to arrive", "Send the body faster, or send less at once."}

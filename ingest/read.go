@@ -40,6 +40,7 @@ type ConversationPage struct {
 	ID        string             `json:"id" doc:"The conversation's id"`
 	Version   int64              `json:"version" doc:"Counts the turns that changed the conversation"`
 	Length    int64              `json:"length" doc:"Messages in the whole history"`
+	Erased    int64              `json:"erased,omitempty" doc:"Messages that came before and were erased: the first of the history has the number that follows"`
 	State     json.RawMessage    `json:"state" doc:"The handler's own state, null when no turn has set one"`
 	Messages  []millrace.Message `json:"messages" doc:"One page of the history, oldest first"`
 	NextAfter *int64             `json:"next_after,omitempty" doc:"The after of the next page; absent on the last one"`
@@ -167,13 +168,14 @@ func (s *Server) getConversation(w http.ResponseWriter, r *http.Request) *Proble
 	if problem != nil {
 		return problem
 	}
-	last := min(after+limit, conv.Length)
-	answer := ConversationPage{ID: id, Version: conv.Version, Length: conv.Length, State: conv.State, Messages: []millrace.Message{}}
+	after = max(after, conv.Erased)
+	last := min(after+limit, conv.Last())
+	answer := ConversationPage{ID: id, Version: conv.Version, Length: conv.Length, Erased: conv.Erased, State: conv.State, Messages: []millrace.Message{}}
 	if n := last - after; n > 0 {
 		if answer.Messages, problem = s.messages(r.Context(), what, &conv, id, last, int(n)); problem != nil {
 			return problem
 		}
-		if last < conv.Length {
+		if last < conv.Last() {
 			answer.NextAfter = &last
 		}
 	}
@@ -183,7 +185,7 @@ func (s *Server) getConversation(w http.ResponseWriter, r *http.Request) *Proble
 // messages returns n messages up to last: from the conversation's tail when it
 // holds them all, otherwise from the history.
 func (s *Server) messages(ctx context.Context, what string, conv *millrace.Conversation, id string, last int64, n int) ([]millrace.Message, *Problem) {
-	before := conv.Length - int64(len(conv.Tail)) // what the tail lacks
+	before := conv.Last() - int64(len(conv.Tail)) // what the tail lacks
 	if first := last - int64(n); first >= before {
 		return conv.Tail[first-before : last-before], nil
 	}

@@ -32,8 +32,8 @@ var (
 const maxHotTail = 256 << 10
 
 // hotCopies are the Redis copies of conversations: for each a hash with the
-// fields v (version), d (state and length) and b (bytes of the list), and a list
-// of its newest messages. A turn adds to it what it has added to the
+// fields v (version), d (state and length), b (bytes of the list) and, once it was
+// erased, t (version of the tombstone), and a list of its newest messages. A turn adds to it what it has added to the
 // conversation, however long that is.
 type hotCopies struct {
 	redis  redis.UniversalClient
@@ -61,12 +61,13 @@ func (h *hotCopies) taskKey(id string) string { return h.prefix + "task:" + id }
 type hotDoc struct {
 	State  *string `json:"s,omitempty"`
 	Length int64   `json:"l"`
+	Erased int64   `json:"e,omitempty"`
 }
 
 // encodeHot returns the document of a conversation and its last messages, at
 // most n of them and as many as may be kept.
 func encodeHot(c *millrace.Conversation, n int) (doc []byte, messages []any, err error) {
-	doc, err = json.Marshal(hotDoc{State: jsonColumn(c.State), Length: c.Length})
+	doc, err = json.Marshal(hotDoc{State: jsonColumn(c.State), Length: c.Length, Erased: c.Erased})
 	if err != nil {
 		return nil, nil, fmt.Errorf("encode hot copy: %w", err)
 	}
@@ -94,7 +95,7 @@ func decodeHot(id, version, body string, messages []string) (millrace.Conversati
 	if err := json.Unmarshal([]byte(body), &doc); err != nil {
 		return millrace.Conversation{}, fmt.Errorf("decode hot copy: %w", err)
 	}
-	c := millrace.Conversation{ID: id, Version: v, Length: doc.Length}
+	c := millrace.Conversation{ID: id, Version: v, Length: doc.Length, Erased: doc.Erased}
 	if doc.State != nil {
 		c.State = json.RawMessage(*doc.State)
 	}
@@ -104,7 +105,7 @@ func decodeHot(id, version, body string, messages []string) (millrace.Conversati
 		if err != nil {
 			return millrace.Conversation{}, fmt.Errorf("decode hot copy: message: %w", err)
 		}
-		if m.Seq > c.Length {
+		if m.Seq > c.Last() {
 			break // appended between the reading of the hash and of the list
 		}
 		if n := len(c.Tail); n > 0 && m.Seq != c.Tail[n-1].Seq+1 {
@@ -112,7 +113,7 @@ func decodeHot(id, version, body string, messages []string) (millrace.Conversati
 		}
 		c.Tail = append(c.Tail, m)
 	}
-	if n := len(c.Tail); n == 0 || c.Tail[n-1].Seq != c.Length {
+	if n := len(c.Tail); n == 0 || c.Tail[n-1].Seq != c.Last() {
 		c.Tail = nil // not the newest ones; PostgreSQL has them
 	}
 	return c, nil

@@ -32,7 +32,7 @@ func (s *Store) Begin(ctx context.Context, step millrace.Step) (millrace.StepRes
 		result      millrace.StepResult
 	)
 	err := s.cfg.Pool.QueryRow(ctx, beginStepSQL, step.Task.ID, step.Task.Redrive, step.Name,
-		step.RequestHash[:], step.BaseVersion, s.incarnation).
+		step.RequestHash[:], step.BaseVersion, s.incarnation, given(step.Conversation)).
 		Scan(&inserted, &hash, &baseVersion, &result.Output, &result.Usage.Calls, &result.Usage.InputTokens, &result.Usage.OutputTokens)
 	if errors.Is(err, pgx.ErrNoRows) {
 		// Another run of this task inserted the step between the statement's snapshot

@@ -119,7 +119,7 @@ func (s *Store) Reload(ctx context.Context, task *millrace.Task) (millrace.Conve
 // load reads conversations from PostgreSQL and writes their hot copies. One that
 // is not there is new.
 func (s *Store) load(ctx context.Context, ids []string, overwrite bool) (map[string]millrace.Conversation, error) {
-	loaded, err := s.conversations(ctx, ids)
+	loaded, _, err := s.conversations(ctx, ids)
 	if err != nil {
 		return nil, err
 	}
@@ -141,32 +141,40 @@ func (s *Store) load(ctx context.Context, ids []string, overwrite bool) (map[str
 }
 
 // Conversation returns a conversation with its newest messages as PostgreSQL
-// has it, or [millrace.ErrNotFound].
+// has it, or [millrace.ErrNotFound], also for one that no turn has touched since it
+// was erased.
 func (s *Store) Conversation(ctx context.Context, id string) (millrace.Conversation, error) {
-	found, err := s.conversations(ctx, []string{id})
+	found, gone, err := s.conversations(ctx, []string{id})
 	if err != nil {
 		return millrace.Conversation{}, err
 	}
 	conv, ok := found[id]
-	if !ok {
+	if !ok || gone[id] {
 		return millrace.Conversation{}, fmt.Errorf("conversation %q: %w", id, millrace.ErrNotFound)
 	}
 	return conv, nil
 }
 
 // conversations returns those of ids that PostgreSQL has, with their newest
-// messages.
-func (s *Store) conversations(ctx context.Context, ids []string) (map[string]millrace.Conversation, error) {
-	found := make(map[string]millrace.Conversation, len(ids))
+// messages, and which of them are tombstones.
+func (s *Store) conversations(ctx context.Context, ids []string) (found map[string]millrace.Conversation, gone map[string]bool, err error) {
+	found = make(map[string]millrace.Conversation, len(ids))
 	batch := &pgx.Batch{}
 	batch.Queue(openConversationsSQL, ids).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			var (
 				conv  millrace.Conversation
 				state *string
+				tomb  bool
 			)
-			if err := rows.Scan(&conv.ID, &conv.Version, &state, &conv.Length); err != nil {
+			if err := rows.Scan(&conv.ID, &conv.Version, &state, &conv.Length, &conv.Erased, &tomb); err != nil {
 				return err
+			}
+			if tomb {
+				if gone == nil {
+					gone = make(map[string]bool)
+				}
+				gone[conv.ID] = true
 			}
 			if state != nil {
 				conv.State = json.RawMessage(*state)
@@ -187,8 +195,9 @@ func (s *Store) conversations(ctx context.Context, ids []string) (map[string]mil
 			}
 			m.Content, m.At = string(content), m.At.UTC()
 			// The two statements may see two moments. History only grows, so cutting what
-			// came later gives the first moment.
-			if conv, ok := found[id]; ok && m.Seq <= conv.Length {
+			// came later gives the first moment; if it has been erased in between, there is
+			// no tail.
+			if conv, ok := found[id]; ok && m.Seq <= conv.Last() {
 				conv.Tail = append(conv.Tail, m)
 				found[id] = conv
 			}
@@ -196,9 +205,9 @@ func (s *Store) conversations(ctx context.Context, ids []string) (map[string]mil
 		return rows.Err()
 	})
 	if err := s.cfg.Pool.SendBatch(ctx, batch).Close(); err != nil {
-		return nil, classify(fmt.Errorf("read conversations: %w", err))
+		return nil, nil, classify(fmt.Errorf("read conversations: %w", err))
 	}
-	return found, nil
+	return found, gone, nil
 }
 
 // open reads hot copies and leaves the hints that their tasks are running, in

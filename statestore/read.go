@@ -15,7 +15,8 @@ import (
 // lastMessagesSQL goes newest first to use the index, then turns around.
 const lastMessagesSQL = `SELECT seq, role, content, task_id, at FROM (
 	SELECT seq, role, content, task_id, at FROM millrace.messages
-	WHERE conversation_id = $1 AND seq <= $2 ORDER BY seq DESC LIMIT $3
+	WHERE conversation_id = $1 AND seq <= $2 AND seq > (SELECT erased FROM millrace.conversations WHERE id = $1)
+	ORDER BY seq DESC LIMIT $3
 ) AS newest ORDER BY seq`
 
 func scanMessage(row pgx.CollectableRow) (millrace.Message, error) {

@@ -67,7 +67,8 @@ type Store struct {
 	lookups     *queue[*pendingLookup]
 	opens       *queue[*pendingOpen]
 	// txs has room for each turn that has a transaction of its own.
-	txs chan struct{}
+	txs    chan struct{}
+	eraser *eraser
 }
 
 // New returns a store. Commits and look-ups wait until Run is called.
@@ -131,6 +132,7 @@ func New(cfg Config) (*Store, error) {
 	if cfg.Logger != nil {
 		s.log = cfg.Logger.With().Str("part", "statestore").Logger()
 	}
+	s.eraser = &eraser{pool: cfg.Pool, hot: s.hot, log: s.log}
 	return s, nil
 }
 

@@ -59,7 +59,7 @@ func (in *Ingest) open(ctx context.Context, p *Process, rules *ingest.Rules) err
 	in.lag = newLagReader(in.producer, s)
 	cfg := ingest.Config{
 		Producer: in.producer, TopicPrefix: s.TopicPrefix, Priorities: s.Priorities,
-		Reader: store, Canceller: store, Scheduler: store, Announcer: store, Fingerprints: store, Lag: in.lag,
+		Reader: store, Canceller: store, Eraser: store, Scheduler: store, Announcer: store, Fingerprints: store, Lag: in.lag,
 		LocalOnly: s.Auth == "off", MaxPayloadBytes: s.MaxPayloadBytes, Logger: p.Log, Metrics: p.Metrics,
 	}
 	if rules == nil && s.RulesFile != "" {

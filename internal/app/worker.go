@@ -17,13 +17,15 @@ import (
 
 // Worker runs turns: an engine with its store, its relay and the way to LLMs.
 type Worker struct {
-	pool     *pgxpool.Pool
-	redis    redis.UniversalClient
-	store    *statestore.Store
-	relay    *outbox.Relay
-	releaser *statestore.Releaser
-	engine   *consumer.Engine
-	llm      *llmStack
+	pool  *pgxpool.Pool
+	redis redis.UniversalClient
+	store *statestore.Store
+	relay *outbox.Relay
+	// retention is where the relay is: what nobody waits for.
+	retention *statestore.Retention
+	releaser  *statestore.Releaser
+	engine    *consumer.Engine
+	llm       *llmStack
 }
 
 // NewWorker connects to the services and returns a worker that runs handler, or
@@ -64,6 +66,9 @@ func (w *Worker) open(ctx context.Context, p *Process, handler millrace.Handler)
 		}
 		published = w.relay.Notify
 		p.Health.Ready("relay", w.relay.Check)
+		if w.retention, err = newRetention(p, w.pool, w.redis); err != nil {
+			return err
+		}
 	}
 	w.store, err = statestore.New(statestore.Config{
 		Pool: w.pool, Redis: w.redis, KeyPrefix: s.RedisPrefix(), TTL: s.RedisTTL,
@@ -87,7 +92,7 @@ func (w *Worker) open(ctx context.Context, p *Process, handler millrace.Handler)
 	}
 	w.engine, err = consumer.New(consumer.Config{
 		Kafka: kafkaOpts, TopicPrefix: s.TopicPrefix, Pool: s.Pool, Priorities: s.Priorities, Split: split,
-		Host: p.Host, Addr: p.Addr, Redis: w.redis, KeyPrefix: s.RedisPrefix(), Handler: traced(w.llm.inContext(handler)), Store: w.store, History: w.store, Journal: w.store, Cancels: w.store, Fences: w.store, Transactions: w.store,
+		Host: p.Host, Addr: p.Addr, Redis: w.redis, KeyPrefix: s.RedisPrefix(), Handler: traced(w.llm.inContext(handler)), Store: w.store, History: w.store, Journal: w.store, Cancels: w.store, Fences: w.store, Transactions: w.store, Erasures: w.store,
 		Slots: s.Slots, Reserved: s.Reserved, MaxAttempts: s.MaxAttempts,
 		RetryMin: s.RetryMin, RetryMax: s.RetryMax, TurnTimeout: s.HandlerTimeout, TypeTimeouts: s.TypeTimeouts,
 		StuckAfter: s.StuckAfter, StuckLimit: s.StuckLimit, DrainTimeout: s.DrainTimeout,
@@ -111,7 +116,7 @@ func (w *Worker) open(ctx context.Context, p *Process, handler millrace.Handler)
 func (w *Worker) Run(ctx context.Context) error {
 	var parts []part
 	if w.relay != nil {
-		parts = append(parts, part{"relay", w.relay.Run}, part{"releaser", w.releaser.Run})
+		parts = append(parts, part{"relay", w.relay.Run}, part{"releaser", w.releaser.Run}, part{"retention", w.retention.Run})
 	}
 	parts = append(parts, part{"state store", w.store.Run})
 	if w.llm.proxy != nil {
@@ -176,34 +181,59 @@ func RunRelay(ctx context.Context, p *Process) error {
 		return err
 	}
 	return front.whileStarting(ctx, func(ctx context.Context) (part, func(), error) {
-		pool, err := openPostgres(ctx, &p.Settings)
-		if err != nil {
+		r := &relayProcess{}
+		if err := r.open(ctx, p); err != nil {
+			r.close()
 			return part{}, nil, err
 		}
-		p.Metrics.MustRegister(poolMetrics{pool})
-		run, err := openRelay(ctx, p, pool)
-		if err != nil {
-			pool.Close()
-			return part{}, nil, err
-		}
-		return part{"relay", run}, pool.Close, nil
+		p.Metrics.MustRegister(poolMetrics{r.pool})
+		return part{"relay", r.run}, r.close, nil
 	})
 }
 
-func openRelay(ctx context.Context, p *Process, pool *pgxpool.Pool) (run func(context.Context) error, err error) {
+// relayProcess is a relay with the retention beside it.
+type relayProcess struct {
+	pool      *pgxpool.Pool
+	redis     redis.UniversalClient
+	relay     *outbox.Relay
+	releaser  *statestore.Releaser
+	retention *statestore.Retention
+}
+
+func (r *relayProcess) open(ctx context.Context, p *Process) error {
 	opts, err := p.kafkaOptions("relay")
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := errors.Join(awaitSchema(ctx, pool, p.Log), awaitTopics(ctx, &p.Settings, opts, p.Log)); err != nil {
-		return nil, err
+	if r.pool, err = openPostgres(ctx, &p.Settings); err != nil {
+		return err
 	}
-	relay, releaser, err := newRelay(p, pool)
-	if err != nil {
-		return nil, fmt.Errorf("open relay: %w", err)
+	if r.redis, err = openRedis(&p.Settings); err != nil {
+		return err
 	}
-	p.Health.Ready("relay", relay.Check)
-	return func(ctx context.Context) error {
-		return runParts(ctx, part{"relay", relay.Run}, part{"releaser", releaser.Run})
-	}, nil
+	if err := errors.Join(awaitSchema(ctx, r.pool, p.Log), awaitTopics(ctx, &p.Settings, opts, p.Log)); err != nil {
+		return err
+	}
+	if r.relay, r.releaser, err = newRelay(p, r.pool); err != nil {
+		return fmt.Errorf("open relay: %w", err)
+	}
+	// Redis is for hot copies of erased conversations alone: a relay is ready without.
+	if r.retention, err = newRetention(p, r.pool, r.redis); err != nil {
+		return err
+	}
+	p.Health.Ready("relay", r.relay.Check)
+	return nil
+}
+
+func (r *relayProcess) run(ctx context.Context) error {
+	return runParts(ctx, part{"relay", r.relay.Run}, part{"releaser", r.releaser.Run}, part{"retention", r.retention.Run})
+}
+
+func (r *relayProcess) close() {
+	if r.pool != nil {
+		r.pool.Close()
+	}
+	if r.redis != nil {
+		_ = r.redis.Close()
+	}
 }

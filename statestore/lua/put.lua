@@ -5,14 +5,16 @@
 -- ARGV[2]  state and length
 -- ARGV[3]  time to live in milliseconds
 -- ARGV[4]  "newer": keep what is there if its version is not lower
---          "always": replace it
+--          "always": replace it, unless what is given was read before the
+--          conversation was erased
 -- ARGV[5..] the messages, oldest first
 -- Returns  1 if written, 0 if what was there stays
-if ARGV[4] ~= 'always' then
-  local held = redis.call('HGET', KEYS[1], 'v')
-  if held and tonumber(held) >= tonumber(ARGV[1]) then
-    return 0
-  end
+local held = redis.call('HMGET', KEYS[1], 'v', 't')
+if ARGV[4] ~= 'always' and held[1] and tonumber(held[1]) >= tonumber(ARGV[1]) then
+  return 0
+end
+if held[2] and tonumber(ARGV[1]) < tonumber(held[2]) then
+  return 0
 end
 redis.call('DEL', KEYS[2])
 local bytes = 0

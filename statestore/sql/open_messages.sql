@@ -6,6 +6,8 @@ CROSS JOIN LATERAL (
 	SELECT seq, role, content, task_id, at
 	FROM millrace.messages
 	WHERE conversation_id = wanted.id
+	  -- Rows of what was erased may still be there.
+	  AND seq > (SELECT erased FROM millrace.conversations WHERE id = wanted.id)
 	ORDER BY seq DESC
 	LIMIT $2
 ) AS newest

@@ -4,8 +4,8 @@ WITH held AS (
     FROM millrace.steps
     WHERE task_id = $1 AND redrive = $2 AND name = $3
 ), inserted AS (
-    INSERT INTO millrace.steps (task_id, redrive, name, request_hash, base_version, incarnation)
-    SELECT $1, $2, $3, $4, $5, $6
+    INSERT INTO millrace.steps (task_id, redrive, name, request_hash, base_version, incarnation, conversation_id)
+    SELECT $1, $2, $3, $4, $5, $6, $7
     WHERE NOT EXISTS (SELECT FROM held)
     ON CONFLICT DO NOTHING
     RETURNING request_hash, base_version

@@ -57,7 +57,7 @@ func clusterUnderLoad(t *testing.T, cluster *testenv.RedisCluster, s services) {
 	keys := strings.TrimSuffix(p.prefix, ".") + ":"
 	var first []string
 	for c := range conversations {
-		first = append(first, fmt.Sprintf("%sconv:{conversation-%04d}", keys, c))
+		first = append(first, fmt.Sprintf("%shot:{conversation-%04d}", keys, c))
 	}
 	for n := range partitions {
 		first = append(first, keys+"bulk:running:{"+strconv.Itoa(n)+"}")
@@ -87,9 +87,12 @@ func clusterUnderLoad(t *testing.T, cluster *testenv.RedisCluster, s services) {
 	client := clusterClient(t, s.redis)
 	eventually(t, 10*time.Second, "every hot copy is as new as its conversation", func() error {
 		for id, want := range e.conversations {
-			got, err := client.HGet(t.Context(), keys+"conv:{"+id+"}", "v").Int64()
-			if err != nil || got != want.version {
-				return fmt.Errorf("%s is at version %d, %v, want %d", id, got, err, want.version)
+			got, err := client.HGet(t.Context(), keys+"hot:{"+id+"}", "v").Int64()
+			if err != nil {
+				return fmt.Errorf("%s: %w", id, err)
+			}
+			if got != want.version {
+				return fmt.Errorf("%s is at version %d, want %d", id, got, want.version)
 			}
 		}
 		return nil

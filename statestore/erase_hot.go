@@ -23,12 +23,8 @@ var eraseScript = redis.NewScript(eraseLua)
 // that was read or committed before the erasure is written over it, and a copy that
 // has gone on since stays.
 func (h *hotCopies) bury(ctx context.Context, empty *millrace.Conversation) error {
-	doc, _, err := encodeHot(empty, 0)
-	if err != nil {
-		return err
-	}
 	hash, list := h.keys(empty.ID)
-	return eraseScript.Run(ctx, h.redis, []string{hash, list}, empty.Version, doc, h.ttl.Milliseconds()).Err()
+	return eraseScript.Run(ctx, h.redis, []string{hash, list}, empty.Version, encodeHotDoc(empty), h.ttl.Milliseconds(), hotDocHead(empty)).Err()
 }
 
 func (h *hotCopies) dropFingerprints(ctx context.Context, tasks []string) error {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -32,9 +31,13 @@ var (
 const maxHotTail = 256 << 10
 
 // hotCopies are the Redis copies of conversations: for each a hash with the
-// fields v (version), d (state and length), b (bytes of the list) and, once it was
-// erased, t (version of the tombstone), and a list of its newest messages. A turn adds to it what it has added to the
-// conversation, however long that is.
+// fields v (version), d (id, lengths and state), b (bytes of the list) and, once it
+// was erased, t (version of the tombstone), and a list of its newest messages. A
+// turn adds to it what it has added to the conversation, however long that is.
+//
+// Nothing depends on them being right. A turn commits only on the version that
+// PostgreSQL has; a copy that is not this conversation's, or that no store has
+// written so, is read from PostgreSQL and replaced.
 type hotCopies struct {
 	redis  redis.UniversalClient
 	prefix string
@@ -49,28 +52,15 @@ func (h *hotCopies) keys(conversation string) (hash, list string) {
 	if strings.ContainsAny(conversation, "{}%") {
 		conversation = url.PathEscape(conversation) // a brace of its own would end the tag
 	}
-	hash = h.prefix + "conv:{" + conversation + "}"
+	hash = h.prefix + "hot:{" + conversation + "}"
 	return hash, hash + ":tail"
 }
 
 func (h *hotCopies) taskKey(id string) string { return h.prefix + "task:" + id }
 
-// hotDoc is everything of a conversation but its id, version and messages. State
-// is a string, because embedded JSON would come back in another spelling than
-// PostgreSQL gives, and a step whose request quotes it would seem another one.
-type hotDoc struct {
-	State  *string `json:"s,omitempty"`
-	Length int64   `json:"l"`
-	Erased int64   `json:"e,omitempty"`
-}
-
 // encodeHot returns the document of a conversation and its last messages, at
 // most n of them and as many as may be kept.
-func encodeHot(c *millrace.Conversation, n int) (doc []byte, messages []any, err error) {
-	doc, err = json.Marshal(hotDoc{State: jsonColumn(c.State), Length: c.Length, Erased: c.Erased})
-	if err != nil {
-		return nil, nil, fmt.Errorf("encode hot copy: %w", err)
-	}
+func encodeHot(c *millrace.Conversation, n int) (doc []byte, messages []any) {
 	size := 0
 	for i := len(c.Tail) - 1; i >= max(0, len(c.Tail)-n); i-- {
 		b := encodeHotMessage(&c.Tail[i])
@@ -80,24 +70,22 @@ func encodeHot(c *millrace.Conversation, n int) (doc []byte, messages []any, err
 		messages = append(messages, b)
 	}
 	slices.Reverse(messages)
-	return doc, messages, nil
+	return encodeHotDoc(c), messages
 }
 
 // columnTime returns t as PostgreSQL gives it back.
 func columnTime(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
 
-func decodeHot(id, version, body string, messages []string) (millrace.Conversation, error) {
-	v, err := strconv.ParseInt(version, 10, 64)
+// errNotTheTail says of a list that it does not end where its conversation does.
+var errNotTheTail = errors.New("the messages are not the newest ones")
+
+func decodeHot(id, version, doc string, messages []string) (millrace.Conversation, error) {
+	c, err := decodeHotDoc(id, version, doc)
 	if err != nil {
-		return millrace.Conversation{}, fmt.Errorf("decode hot copy: version: %w", err)
-	}
-	var doc hotDoc
-	if err := json.Unmarshal([]byte(body), &doc); err != nil {
 		return millrace.Conversation{}, fmt.Errorf("decode hot copy: %w", err)
 	}
-	c := millrace.Conversation{ID: id, Version: v, Length: doc.Length, Erased: doc.Erased}
-	if doc.State != nil {
-		c.State = json.RawMessage(*doc.State)
+	if len(messages) == 0 {
+		return c, nil // evicted, or too large to be kept: PostgreSQL has them
 	}
 	c.Tail = make([]millrace.Message, 0, len(messages))
 	for _, text := range messages {
@@ -105,16 +93,15 @@ func decodeHot(id, version, body string, messages []string) (millrace.Conversati
 		if err != nil {
 			return millrace.Conversation{}, fmt.Errorf("decode hot copy: message: %w", err)
 		}
-		if m.Seq > c.Last() {
-			break // appended between the reading of the hash and of the list
-		}
 		if n := len(c.Tail); n > 0 && m.Seq != c.Tail[n-1].Seq+1 {
 			c.Tail = c.Tail[:0] // a gap: what is before it is not the tail
 		}
 		c.Tail = append(c.Tail, m)
 	}
+	// One that ends later has most likely grown between the reading of the hash and of
+	// the list: PostgreSQL has that turn as well.
 	if n := len(c.Tail); n == 0 || c.Tail[n-1].Seq != c.Last() {
-		c.Tail = nil // not the newest ones; PostgreSQL has them
+		return millrace.Conversation{}, fmt.Errorf("decode hot copy: %w", errNotTheTail)
 	}
 	return c, nil
 }
@@ -136,25 +123,21 @@ func (h *hotCopies) advance(ctx context.Context, turns []advanced, finished ...s
 		return nil
 	}
 	moved := make([]*redis.Cmd, len(turns))
-	err := withScripts(ctx, h.redis, func(pipe redis.Pipeliner, run runScript) error {
+	err := withScripts(ctx, h.redis, func(pipe redis.Pipeliner, run runScript) {
 		for i := range turns {
 			t := &turns[i]
-			doc, messages, err := encodeHot(&t.next, t.added)
-			if err != nil {
-				return err
-			}
+			doc, messages := encodeHot(&t.next, t.added)
 			hash, list := h.keys(t.next.ID)
 			moved[i] = run(advanceScript, ctx, pipe, []string{hash, list}, append([]any{
-				t.base, t.next.Version, doc, h.ttl.Milliseconds(), millrace.TailLength, maxHotTail,
+				t.base, t.next.Version, doc, h.ttl.Milliseconds(), hotDocHead(&t.next), millrace.TailLength, maxHotTail,
 			}, messages...)...)
 		}
 		for _, id := range finished {
 			pipe.Del(ctx, h.taskKey(id))
 		}
-		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("move hot copies on: %w", err)
+		err = fmt.Errorf("move hot copies on: %w", err) // of some: a cluster's servers fail one by one
 	}
 	var whole []millrace.Conversation
 	for i, cmd := range moved {
@@ -162,7 +145,7 @@ func (h *hotCopies) advance(ctx context.Context, turns []advanced, finished ...s
 			whole = append(whole, turns[i].next)
 		}
 	}
-	return h.put(ctx, whole, false)
+	return errors.Join(err, h.put(ctx, whole, false))
 }
 
 // put writes hot copies whole, in one round trip. A copy that is newer than the
@@ -175,16 +158,12 @@ func (h *hotCopies) put(ctx context.Context, convs []millrace.Conversation, over
 	if overwrite {
 		mode = "always"
 	}
-	err := withScripts(ctx, h.redis, func(pipe redis.Pipeliner, run runScript) error {
+	err := withScripts(ctx, h.redis, func(pipe redis.Pipeliner, run runScript) {
 		for i := range convs {
-			doc, messages, err := encodeHot(&convs[i], millrace.TailLength)
-			if err != nil {
-				return err
-			}
+			doc, messages := encodeHot(&convs[i], millrace.TailLength)
 			hash, list := h.keys(convs[i].ID)
-			run(putScript, ctx, pipe, []string{hash, list}, append([]any{convs[i].Version, doc, h.ttl.Milliseconds(), mode}, messages...)...)
+			run(putScript, ctx, pipe, []string{hash, list}, append([]any{convs[i].Version, doc, h.ttl.Milliseconds(), hotDocHead(&convs[i]), mode}, messages...)...)
 		}
-		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("write hot copies: %w", err)
@@ -198,12 +177,10 @@ type runScript func(s *redis.Script, ctx context.Context, on redis.Scripter, key
 // with the scripts themselves if Redis does not know them. Whatever is in the
 // pipeline may thus run twice. Of a cluster's servers one may know the scripts and
 // another may not, or not answer at all, so the first error does not tell.
-func withScripts(ctx context.Context, client redis.UniversalClient, fill func(redis.Pipeliner, runScript) error) error {
+func withScripts(ctx context.Context, client redis.UniversalClient, fill func(redis.Pipeliner, runScript)) error {
 	for _, run := range []runScript{(*redis.Script).EvalSha, (*redis.Script).Eval} {
 		pipe := client.Pipeline()
-		if err := fill(pipe, run); err != nil {
-			return err
-		}
+		fill(pipe, run)
 		commands, err := pipe.Exec(ctx)
 		unknown := func(c redis.Cmder) bool { return redis.HasErrorPrefix(c.Err(), "NOSCRIPT") }
 		if err == nil || !slices.ContainsFunc(commands, unknown) {
@@ -251,8 +228,8 @@ func (h *hotCopies) hint(ctx context.Context, id string) (millrace.TaskResult, e
 	if err != nil {
 		return result, fmt.Errorf("read task hint: %w", err)
 	}
-	if err := json.Unmarshal(b, &result); err != nil {
-		return result, millrace.ErrNotFound
+	if err := json.Unmarshal(b, &result); err != nil || result.TaskID != id {
+		return millrace.TaskResult{}, millrace.ErrNotFound // it says nothing of this task
 	}
 	return result, nil
 }

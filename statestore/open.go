@@ -76,7 +76,7 @@ func (s *Store) openBatch(ctx context.Context, batch []*pendingOpen) {
 	for i, p := range batch {
 		tasks[i] = p.task
 	}
-	found, err := s.hot.open(ctx, tasks)
+	found, spoilt, err := s.hot.open(ctx, tasks)
 	if err != nil && !s.cfg.RunDegraded {
 		for _, p := range batch {
 			p.done <- openResult{err: millrace.UnavailableDependency(millrace.Redis, fmt.Errorf("open conversation: %w", err))}
@@ -98,7 +98,10 @@ func (s *Store) openBatch(ctx context.Context, batch []*pendingOpen) {
 	if len(missing) == 0 {
 		return
 	}
-	loaded, loadErr := s.load(ctx, missing, false)
+	// A copy that nobody can read says nothing of how new it is, so it does not stay
+	// in doubt. Those of the same batch are seldom newer than PostgreSQL a moment
+	// later; if one is, the next turn that opens it conflicts.
+	loaded, loadErr := s.load(ctx, missing, spoilt)
 	for i, p := range batch {
 		if p.task.Conversation != "" && (err != nil || found[i] == nil) {
 			p.done <- openResult{conv: loaded[p.task.Conversation], err: loadErr}
@@ -211,8 +214,9 @@ func (s *Store) conversations(ctx context.Context, ids []string) (found map[stri
 }
 
 // open reads hot copies and leaves the hints that their tasks are running, in
-// one round trip. A copy that is not there, or cannot be read, is nil.
-func (h *hotCopies) open(ctx context.Context, tasks []*millrace.Task) ([]*millrace.Conversation, error) {
+// one round trip. A copy that is not there, or is not what a store has written for
+// its conversation, is nil; spoilt says that there is one of the second kind.
+func (h *hotCopies) open(ctx context.Context, tasks []*millrace.Task) (found []*millrace.Conversation, spoilt bool, err error) {
 	pipe := h.redis.Pipeline()
 	hashes := make([]*redis.SliceCmd, len(tasks))
 	lists := make([]*redis.StringSliceCmd, len(tasks))
@@ -224,7 +228,7 @@ func (h *hotCopies) open(ctx context.Context, tasks []*millrace.Task) ([]*millra
 		if h.hints {
 			hint, err := encodeHint(task, millrace.StatusRunning)
 			if err != nil {
-				return nil, err
+				return nil, false, err
 			}
 			pipe.Set(ctx, h.taskKey(task.ID), hint, h.ttl)
 		}
@@ -234,24 +238,31 @@ func (h *hotCopies) open(ctx context.Context, tasks []*millrace.Task) ([]*millra
 		for _, c := range commands {
 			// A key of another type is no outage, and no reason to hold the others.
 			if err := c.Err(); err != nil && !redis.HasErrorPrefix(err, "WRONGTYPE") {
-				return nil, fmt.Errorf("read hot copies: %w", err)
+				return nil, false, fmt.Errorf("read hot copies: %w", err)
 			}
 		}
 	}
-	found := make([]*millrace.Conversation, len(tasks))
+	found = make([]*millrace.Conversation, len(tasks))
 	for i := range tasks {
-		if hashes[i] == nil || hashes[i].Err() != nil || lists[i].Err() != nil {
+		if hashes[i] == nil {
+			continue
+		}
+		if hashes[i].Err() != nil || lists[i].Err() != nil {
+			spoilt = true
 			continue
 		}
 		values := hashes[i].Val()
 		version, ok1 := values[0].(string)
-		body, ok2 := values[1].(string)
-		if !ok1 || !ok2 {
+		doc, ok2 := values[1].(string)
+		if !ok1 && !ok2 {
 			continue
 		}
-		if conv, err := decodeHot(tasks[i].Conversation, version, body, lists[i].Val()); err == nil {
-			found[i] = &conv
+		conv, err := decodeHot(tasks[i].Conversation, version, doc, lists[i].Val())
+		if err != nil {
+			spoilt = true
+			continue
 		}
+		found[i] = &conv
 	}
-	return found, nil
+	return found, spoilt, nil
 }

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"strings"
 	"testing"
 
 	"millrace"
@@ -42,40 +41,6 @@ func TestOpenReadsTheHotCopyAndFallsBackToPostgres(t *testing.T) {
 	check("redis, refilled")
 }
 
-func TestStaleRedisCostsAConflictAndIsPutRight(t *testing.T) {
-	s := newStore(t)
-	conv := millrace.Conversation{ID: "conv"}
-	for i := range 3 {
-		c := completion(fmt.Sprintf("task-%d", i), conv)
-		mustCommit(t, s, c, millrace.Committed)
-		conv = conv.After(&c.Task, &c.Effects, c.FinishedAt)
-	}
-	task := millrace.Task{ID: "task-3", Conversation: "conv"}
-	for name, lie := range map[string]millrace.Conversation{
-		"late":    {ID: "conv", Version: 1, Length: 1},
-		"ahead":   {ID: "conv", Version: 99, Length: 7, State: []byte(`{"last":"nobody"}`)},
-		"garbage": {ID: "conv", Version: -5},
-	} {
-		if err := s.hot.put(t.Context(), []millrace.Conversation{lie}, true); err != nil {
-			t.Fatal(err)
-		}
-		opened, err := s.Open(t.Context(), &task)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if opened.Version != lie.Version {
-			t.Fatalf("%s: the planted copy was not read", name)
-		}
-		mustCommit(t, s, completion("task-3", opened), millrace.Conflict)
-		if _, err := s.Reload(t.Context(), &task); err != nil {
-			t.Fatal(err)
-		}
-		if opened, err = s.Open(t.Context(), &task); err != nil || opened.Version != 3 || opened.Length != 3 {
-			t.Errorf("%s: after the reload Redis says %+v, %v", name, opened, err)
-		}
-	}
-}
-
 func TestAnOlderCommitNeverReplacesANewerHotCopy(t *testing.T) {
 	s := newStore(t)
 	for _, v := range []int64{5, 3, 4} {
@@ -106,27 +71,6 @@ func TestHistoryReachesBehindTheTail(t *testing.T) {
 	turn := millrace.NewTurn(millrace.TurnConfig{Task: millrace.Task{ID: "next", Conversation: "conv"}, Conversation: conv, History: s})
 	got, err := turn.History(t.Context(), 150)
 	if err != nil || len(got) != 150 || got[0].Content != "50" || got[149].Content != "199" {
-		t.Errorf("%d messages, %v", len(got), err)
-	}
-}
-
-func TestALargeTailIsCutInRedisAndStillReadWhole(t *testing.T) {
-	s := newStore(t)
-	c := completion("task", millrace.Conversation{ID: "conv"})
-	c.Effects.Messages = nil
-	for i := range 10 {
-		c.Effects.Messages = append(c.Effects.Messages, millrace.Message{Role: "user", Content: strings.Repeat(fmt.Sprint(i), 60<<10)})
-	}
-	mustCommit(t, s, c, millrace.Committed)
-	conv, err := s.Open(t.Context(), &millrace.Task{ID: "next", Conversation: "conv"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(conv.Tail) != 4 || conv.Tail[0].Seq != 7 {
-		t.Errorf("%d messages in the hot copy from seq %d, want the last 4", len(conv.Tail), conv.Tail[0].Seq)
-	}
-	turn := millrace.NewTurn(millrace.TurnConfig{Task: millrace.Task{ID: "next", Conversation: "conv"}, Conversation: conv, History: s})
-	if got, err := turn.History(t.Context(), 10); err != nil || len(got) != 10 || got[0].Content[0] != '0' {
 		t.Errorf("%d messages, %v", len(got), err)
 	}
 }

@@ -4,31 +4,42 @@
 -- KEYS[2]  the list of its newest messages
 -- ARGV[1]  the version that the turn ran on
 -- ARGV[2]  the version that it has committed
--- ARGV[3]  state and length
+-- ARGV[3]  id, lengths and state
 -- ARGV[4]  time to live in milliseconds
--- ARGV[5]  how many messages are kept at most
--- ARGV[6]  how many bytes of messages are kept at most
--- ARGV[7..] the messages that the turn has appended, oldest first
--- Returns  1 if moved, 0 if what was there is as new, -1 if the copy has to be
+-- ARGV[5]  how many bytes of ARGV[3] say whose copy it is
+-- ARGV[6]  how many messages are kept at most
+-- ARGV[7]  how many bytes of messages are kept at most
+-- ARGV[8..] the messages that the turn has appended, oldest first
+-- Returns  1 if moved, 0 if what was there is newer, -1 if the copy has to be
 --          written whole
-local held = redis.call('HMGET', KEYS[1], 'v', 'b')
-if held[1] and tonumber(held[1]) >= tonumber(ARGV[2]) then
-  return 0
-end
-if held[1] ~= ARGV[1] or not held[2] then
+-- What is no hash is an error here, a table without these.
+local held = redis.pcall('HMGET', KEYS[1], 'v', 'b', 'd')
+if not held[3] or string.sub(held[3], 1, tonumber(ARGV[5])) ~= string.sub(ARGV[3], 1, tonumber(ARGV[5])) then
   return -1
 end
+local version = tonumber(held[1])
 local bytes = tonumber(held[2])
+-- One that is as new need not say the same: PostgreSQL may have been restored, and
+-- have come to this version once more.
+if version and version > tonumber(ARGV[2]) then
+  return 0
+end
+if held[1] ~= ARGV[1] or not bytes then
+  return -1
+end
 -- An evicted list would leave a gap before what is appended now.
 if bytes > 0 and redis.call('EXISTS', KEYS[2]) == 0 then
   return -1
 end
 local count = 0
-for i = 7, #ARGV do
-  count = redis.call('RPUSH', KEYS[2], ARGV[i])
+for i = 8, #ARGV do
+  count = redis.pcall('RPUSH', KEYS[2], ARGV[i])
+  if type(count) == 'table' then
+    return -1 -- it is no list
+  end
   bytes = bytes + #ARGV[i]
 end
-while count > tonumber(ARGV[5]) or bytes > tonumber(ARGV[6]) do
+while count > tonumber(ARGV[6]) or bytes > tonumber(ARGV[7]) do
   local oldest = redis.call('LPOP', KEYS[2])
   if not oldest then
     break

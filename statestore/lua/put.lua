@@ -2,23 +2,31 @@
 -- KEYS[1]  the conversation's hash
 -- KEYS[2]  the list of its newest messages
 -- ARGV[1]  version
--- ARGV[2]  state and length
+-- ARGV[2]  id, lengths and state
 -- ARGV[3]  time to live in milliseconds
--- ARGV[4]  "newer": keep what is there if its version is not lower
+-- ARGV[4]  how many bytes of ARGV[2] say whose copy it is
+-- ARGV[5]  "newer": keep what is there if its version is higher
 --          "always": replace it, unless what is given was read before the
 --          conversation was erased
--- ARGV[5..] the messages, oldest first
+-- ARGV[6..] the messages, oldest first
 -- Returns  1 if written, 0 if what was there stays
-local held = redis.call('HMGET', KEYS[1], 'v', 't')
-if ARGV[4] ~= 'always' and held[1] and tonumber(held[1]) >= tonumber(ARGV[1]) then
+-- What is no hash is an error here, a table without these.
+local held = redis.pcall('HMGET', KEYS[1], 'v', 't', 'd')
+if held.err or held[3] and string.sub(held[3], 1, tonumber(ARGV[4])) ~= string.sub(ARGV[2], 1, tonumber(ARGV[4])) then
+  redis.call('DEL', KEYS[1]) -- no copy of this conversation, so neither is its tombstone
+  held = {}
+end
+local version = tonumber(held[1] or '')
+local erased = tonumber(held[2] or '')
+if ARGV[5] ~= 'always' and version and version > tonumber(ARGV[1]) then
   return 0
 end
-if held[2] and tonumber(ARGV[1]) < tonumber(held[2]) then
+if erased and erased > tonumber(ARGV[1]) then
   return 0
 end
 redis.call('DEL', KEYS[2])
 local bytes = 0
-for i = 5, #ARGV do
+for i = 6, #ARGV do
   redis.call('RPUSH', KEYS[2], ARGV[i])
   bytes = bytes + #ARGV[i]
 end

@@ -35,8 +35,8 @@ func appendTaskColumns(args []any, tasks []endingTask) []any {
 				expected[i] = &c.Base.Version
 				more := int32(len(c.Effects.Messages)) //nolint:gosec // bounded by their bytes
 				states[i], added[i] = jsonColumn(c.Effects.State), &more
-			} else if c.Effects.Result != nil && c.Status == millrace.StatusCompleted {
-				expected[i] = &c.Base.Version
+			} else if c.Status == millrace.StatusCompleted {
+				expected[i] = &c.Base.Version // what it has emitted, or left alone, follows from what it has seen
 			}
 		}
 		tenants[i], types[i], priorities[i] = cleanLabel(c.Task.Tenant), cleanLabel(c.Task.Type), cleanLabel(string(c.Task.Priority))

@@ -462,10 +462,7 @@ func TestResultOfWhatWasErasedIsNotCommitted(t *testing.T) {
 	conv := confide(t, s, "task", openedAs("conv"))
 	answer := completion("answer", conv)
 	answer.Effects = millrace.Effects{Result: fmt.Appendf(nil, "%q", secret)}
-	another := completion("another", conv)
-	another.Effects = millrace.Effects{Result: []byte(`1`)}
 	fresh := confide(t, s, "next", conv)
-	mustCommit(t, s, another, millrace.Committed) // it need not be the newest version
 	mustErase(t, s, "conv")
 	mustCommit(t, s, answer, millrace.Conflict)
 	if where := leaks(t, s); len(where) > 0 {

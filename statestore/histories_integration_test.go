@@ -122,7 +122,7 @@ type toldCancelled struct {
 
 func newHistory(t *testing.T, seed uint64, direct *pgxpool.Pool) *history {
 	mustExec(t, direct, `TRUNCATE millrace.conversations, millrace.messages, millrace.completions, millrace.steps,
-		millrace.outbox, millrace.dead_letters RESTART IDENTITY`)
+		millrace.outbox, millrace.dead_letters, millrace.erasures RESTART IDENTITY`)
 	return &history{
 		seed: seed, direct: direct,
 		redrives: make(map[string]int), stale: make(map[string][]millrace.Conversation),

@@ -228,6 +228,40 @@ func TestWhateverRedisSaysTurnsCommitOnTheTruth(t *testing.T) {
 	}
 }
 
+// A turn that leaves its conversation as it is may do so, or emit or answer what it
+// does, because of what it has seen.
+func TestATurnThatChangesNothingCommitsOnTheTruthToo(t *testing.T) {
+	for name, effects := range map[string]millrace.Effects{
+		"nothing": {},
+		"result":  {Result: []byte(`"because of the state"`)},
+		"events":  {Events: []millrace.Event{{Type: "said", Topic: "events", Data: []byte(`{}`)}}},
+	} {
+		for copied, lie := range map[string]func(l *liar) millrace.Conversation{
+			"old":   func(l *liar) millrace.Conversation { return l.was[2] },
+			"new":   func(l *liar) millrace.Conversation { return l.was[0] },
+			"ahead": func(l *liar) millrace.Conversation { return millrace.Conversation{ID: "conv", Version: 9} },
+		} {
+			t.Run(name+" "+copied, func(t *testing.T) {
+				l := newLiar(t, Config{})
+				l.plant(t, lie(l))
+				c := completion("next", mustOpen(t, l.Store, "conv"))
+				c.Effects = effects
+				mustCommit(t, l.Store, c, millrace.Conflict)
+				if n := count(t, l.cfg.Pool, `SELECT count(*) FROM millrace.outbox WHERE event_id LIKE '%next%'`); n != 0 {
+					t.Errorf("%d events of a turn that has not committed", n)
+				}
+				var err error
+				if c.Base, err = l.Reload(t.Context(), &c.Task); err != nil {
+					t.Fatal(err)
+				}
+				mustCommit(t, l.Store, c, millrace.Committed)
+				l.mustBeTrue(t, "after the turn")
+				l.mustBeHot(t, "after the turn")
+			})
+		}
+	}
+}
+
 // A worker that has the conversation at hand does not ask Redis. What it commits
 // puts a wrong copy right, or the next one to open it does.
 func TestWhateverRedisSaysALaneGoesOn(t *testing.T) {

@@ -7,10 +7,11 @@
 --          message's number within the turn, from 1
 -- $25–$33  events, in order: the place of the task and the columns of the outbox
 WITH task AS MATERIALIZED (
-    -- A turn that changes its conversation names the version it ran on and is left
-    -- out when that is no longer the version. One that has but a result names it too,
-    -- and is left out when the conversation has been erased since. The conversations
-    -- are locked, so this statement's snapshot has them as they are.
+    -- A turn names the version it ran on and is left out when that is not the version,
+    -- also one that changes nothing: it may have left its conversation alone, or
+    -- emitted events, for what an old copy has told it. Cancels, dead letters and the
+    -- like name none, unless they change the conversation. The conversations are locked,
+    -- so this statement's snapshot has them as they are.
     SELECT u.*, c.length
     FROM unnest($2::text[], $3::integer[], $4::integer[], $5::text[], $6::bigint[], $7::text[], $8::text[], $9::text[],
                 $10::text[], $11::integer[], $12::text[], $13::text[], $14::bigint[], $15::bigint[], $16::bigint[],
@@ -20,7 +21,7 @@ WITH task AS MATERIALIZED (
                status, attempts, result, error, calls, input, output,
                started_at, finished_at, state, added, place)
     LEFT JOIN millrace.conversations c ON c.id = u.conversation_id
-    WHERE u.expected IS NULL OR c.version = u.expected OR u.added IS NULL AND u.expected >= c.erased_version
+    WHERE u.expected IS NULL OR c.version = u.expected
 ), inserted AS (
     -- Sorted, so that transactions cannot deadlock.
     INSERT INTO millrace.completions

@@ -36,10 +36,13 @@ type Engine struct {
 	kafka, postgres *watched
 	out             int
 	breakers        breakers
-	// waking says that a slot has been woken and has not looked for a lane yet.
+	// waking says that a slot has been woken and has not looked for a lane yet,
+	// between how many slots have ended a turn and wait for the mutex to look.
 	waking  bool
+	between atomic.Int32
 	waiting []int64 // bytes of items in lanes and slots, by priority
-	full    []bool  // by priority: waiting is at its bound
+	full    []bool  // by priority: waiting is above its bound
+	stuck   []bool  // by priority: it has been full for a while, and is paused
 	unkeyed uint64  // how many lanes of unkeyed tasks there have been
 	slots   sync.WaitGroup
 	running []*lane // those that have a slot, each at its lane's slot
@@ -89,6 +92,7 @@ type Engine struct {
 	round pollRound
 
 	intake   chan struct{} // asks for a look at what is to be paused
+	room     chan struct{} // says that a priority is not full any more
 	ended    chan struct{} // asks for notes to be written and withdrawals to be carried out
 	unlooked chan struct{} // says that something waits to be looked up
 	fencing  chan struct{} // asks for fences to be raised
@@ -113,6 +117,7 @@ func New(cfg Config) (*Engine, error) {
 		lanes:   make(map[laneKey]*lane),
 		waiting: make([]int64, len(cfg.Priorities)),
 		full:    make([]bool, len(cfg.Priorities)),
+		stuck:   make([]bool, len(cfg.Priorities)),
 		holds:   make(map[holdKey]*hold),
 		notes:   make(map[noteKey]note),
 
@@ -120,6 +125,7 @@ func New(cfg Config) (*Engine, error) {
 		startedAt: time.Now(),
 
 		intake: make(chan struct{}, 1),
+		room:   make(chan struct{}, 1),
 		ended:  make(chan struct{}, 1),
 
 		announcing:  newExclusive(),
@@ -281,10 +287,11 @@ const pollTick = time.Second
 // a stuck loop can be told from an idle one.
 func (e *Engine) pollLoop(ctx context.Context, cl *kgo.Client) {
 	defer e.pulses.poll.end()
-	poll := func(ctx context.Context) kgo.Fetches { return cl.PollRecords(ctx, 10_000) }
+	poll := func(ctx context.Context) kgo.Fetches { return cl.PollRecords(ctx, 50_000) }
 	closed := false
 	for ctx.Err() == nil && !closed {
 		e.pulses.poll.beat()
+		e.awaitRoom(ctx)
 		e.round.run(ctx, poll, func(fetches kgo.Fetches) {
 			if closed = fetches.IsClientClosed(); closed {
 				return
@@ -466,12 +473,12 @@ func (e *Engine) wake(l *lane, wait time.Duration) {
 	})
 }
 
-// dispatch wakes a slot if there is a lane for one. That slot wakes the next
-// before it runs its turn: slots are filled one after the other, and turns that
-// end at once are run by few of them, which keeps the others from fighting over
-// the mutex.
+// dispatch wakes a slot if there is a lane for one and no slot is about to look
+// for one. Every slot that finds a lane wakes the next before it runs its turn:
+// slots are filled one after the other, and turns that end at once are run by few
+// of them, which keeps the others from fighting over the mutex.
 func (e *Engine) dispatch() {
-	if e.waking || e.draining || e.out > 0 || !e.mayStart() {
+	if e.waking || e.between.Load() > 0 || e.draining || e.out > 0 || !e.mayStart() {
 		return
 	}
 	e.waking = true
@@ -498,6 +505,7 @@ func (e *Engine) runTurns(l *lane, it *item, now time.Time) {
 	for l != nil {
 		v := e.process(l, it, now)
 		now = time.Now()
+		e.between.Add(1)
 		l, it = e.finish(l, it, v, now)
 	}
 }
@@ -539,6 +547,7 @@ func (e *Engine) next(now time.Time) (*lane, *item) {
 func (e *Engine) finish(l *lane, it *item, v verdict, now time.Time) (*lane, *item) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	others := e.between.Add(-1)
 	e.metrics.busySlots.Dec()
 	e.over(l, it, now)
 	l.running, l.current = false, nil
@@ -582,8 +591,16 @@ func (e *Engine) finish(l *lane, it *item, v verdict, now time.Time) (*lane, *it
 	e.rest(l)
 	e.adjustIntake(part)
 	e.makeReady(l, now)
+	if others >= enoughBetween {
+		return nil, nil // they look for lanes, and wake further slots if these go on
+	}
 	return e.next(now)
 }
+
+// enoughBetween is how many slots may wait to look for a lane. Turns that end at
+// once would otherwise be run by all slots there are, one handing the mutex to the
+// other.
+const enoughBetween = 2
 
 // vacate takes a lane out of those that have a slot.
 func (e *Engine) vacate(l *lane) {

@@ -29,6 +29,7 @@ func (e *Engine) afterExit(l *lane, it *item) {
 		v = e.failed(ctx, l, it, errExited, stack)
 	}
 	now := time.Now()
+	e.between.Add(1)
 	if next, nextItem := e.finish(l, it, v, now); next != nil {
 		e.slots.Go(func() { e.runTurns(next, nextItem, now) })
 	}

@@ -2,12 +2,13 @@ package consumer
 
 import (
 	"context"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Intake is bounded by pausing partitions, never by waiting in the poll loop:
-// high and low water keep a partition from flapping.
+// Intake is bounded by pausing partitions: high and low water keep a partition
+// from flapping. The poll loop itself waits for a moment at most.
 
 // Every priority has a share of the bytes, so that a backlog of a lower one
 // never keeps a higher one from being read.
@@ -23,21 +24,72 @@ func (e *Engine) adjustIntake(p *partition) {
 	e.metrics.waitingBytes.Set(float64(total))
 	e.metrics.lanes.Set(float64(len(e.lanes)))
 	bound := e.cfg.IntakeBytes / int64(len(e.waiting))
-	if e.full[p.priority] {
-		bound /= 2
-	}
-	full := e.waiting[p.priority] > bound
-	if full != e.full[p.priority] {
+	waiting := e.waiting[p.priority]
+	if full := waiting > bound; full != e.full[p.priority] {
 		e.full[p.priority] = full
+		if !full {
+			signal(e.room)
+		}
+	}
+	if e.stuck[p.priority] && waiting <= bound/2 {
+		e.stuck[p.priority] = false
 		e.lookAtIntake()
 	} else if e.wantPaused(p) != p.paused {
 		e.lookAtIntake()
 	}
 }
 
-func (e *Engine) lookAtIntake() {
+// patience is how long the poll loop waits for room before what is full is paused.
+// The client throws away what it has fetched of a partition that is paused, and
+// fetches it anew later: for turns that end at once that costs more than they do.
+const patience = 10 * time.Millisecond
+
+// awaitRoom waits for a moment while a priority is full, and has it paused if it
+// stays so.
+func (e *Engine) awaitRoom(ctx context.Context) {
+	if !e.filling() {
+		return
+	}
+	limit := time.NewTimer(patience)
+	defer limit.Stop()
+	for {
+		select {
+		case <-e.room:
+			if !e.filling() {
+				return
+			}
+		case <-limit.C:
+			e.mu.Lock()
+			for i, full := range e.full {
+				e.stuck[i] = e.stuck[i] || full
+			}
+			e.mu.Unlock()
+			e.lookAtIntake()
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// filling reports whether a priority is full that is not paused yet.
+func (e *Engine) filling() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for i, full := range e.full {
+		if full && !e.stuck[i] {
+			return true
+		}
+	}
+	return false
+}
+
+func (e *Engine) lookAtIntake() { signal(e.intake) }
+
+// signal leaves word in a channel with room for one.
+func signal(c chan<- struct{}) {
 	select {
-	case e.intake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -47,7 +99,7 @@ func (e *Engine) wantPaused(p *partition) bool {
 	if p.paused {
 		bound /= 2
 	}
-	return e.full[p.priority] || p.tracker.spread() > bound
+	return e.stuck[p.priority] || p.tracker.spread() > bound
 }
 
 func (e *Engine) intakeLoop(ctx context.Context, cl *kgo.Client) {

@@ -233,7 +233,7 @@ func (m *model) judgeCalls(a *attempt) {
 			}
 		case millrace.Conflict:
 			now := m.conversations[a.completion.Task.Conversation].version
-			if won || !(a.completion.Effects.Touches() || a.completion.Status == millrace.StatusCompleted) || now <= a.completion.Base.Version {
+			if won || !a.completion.Effects.Touches() && a.completion.Status != millrace.StatusCompleted || now <= a.completion.Base.Version {
 				m.problem("%s was told that %v conflicts on version %d; the conversation has %d; its completion there: %v",
 					a.id, a.key(), a.completion.Base.Version, now, won)
 			}

@@ -127,9 +127,15 @@ func (h *hotCopies) advance(ctx context.Context, turns []advanced, finished ...s
 		for i := range turns {
 			t := &turns[i]
 			doc, messages := encodeHot(&t.next, t.added)
+			base := t.base
+			if t.added > 0 && len(messages) == 0 {
+				// The newest is too large to be kept, and what is before it is not the tail: there
+				// is no copy that could be moved on.
+				base = -1
+			}
 			hash, list := h.keys(t.next.ID)
 			moved[i] = run(advanceScript, ctx, pipe, []string{hash, list}, append([]any{
-				t.base, t.next.Version, doc, h.ttl.Milliseconds(), hotDocHead(&t.next), millrace.TailLength, maxHotTail,
+				base, t.next.Version, doc, h.ttl.Milliseconds(), hotDocHead(&t.next), millrace.TailLength, maxHotTail,
 			}, messages...)...)
 		}
 		for _, id := range finished {

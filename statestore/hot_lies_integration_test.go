@@ -239,7 +239,7 @@ func TestATurnThatChangesNothingCommitsOnTheTruthToo(t *testing.T) {
 		for copied, lie := range map[string]func(l *liar) millrace.Conversation{
 			"old":   func(l *liar) millrace.Conversation { return l.was[2] },
 			"new":   func(l *liar) millrace.Conversation { return l.was[0] },
-			"ahead": func(l *liar) millrace.Conversation { return millrace.Conversation{ID: "conv", Version: 9} },
+			"ahead": func(*liar) millrace.Conversation { return millrace.Conversation{ID: "conv", Version: 9} },
 		} {
 			t.Run(name+" "+copied, func(t *testing.T) {
 				l := newLiar(t, Config{})

@@ -27,6 +27,19 @@ type RetentionConfig struct {
 	// TTL is how long the tombstone of an erased conversation stays in Redis: as long
 	// as hot copies do. Default 24 h.
 	TTL time.Duration
+	// Completions is how long completions are kept. While there is one its task does not
+	// run again, so they must outlive the records of tasks in Kafka. Those of tasks with
+	// a dead letter, and of tasks that are held back, stay with them. Zero: for ever.
+	Completions time.Duration
+	// Conversations is how long a conversation that no turn changes keeps history and
+	// state. What stays is what an erasure leaves. Zero: for ever.
+	Conversations time.Duration
+	// DeadLetters is how long a dead letter is kept, from when it came or was last
+	// redriven. Zero: for ever.
+	DeadLetters time.Duration
+	// Steps is how long a step is kept whose task has not completed. Negative: for ever.
+	// Default 7 days.
+	Steps time.Duration
 	// Lease is after what time another takes over from one that has stopped. Default
 	// 15 s.
 	Lease time.Duration
@@ -37,7 +50,8 @@ type RetentionConfig struct {
 }
 
 // Retention deletes what is no longer to be kept: the rows of conversations that
-// have been erased. Any number may run at once; one of them works and the others
+// have been erased, what is older than it may be, and steps that no turn will ask
+// for. Any number may run at once; one of them works and the others
 // wait.
 //
 // It works in batches that are transactions of their own, small enough to end
@@ -50,6 +64,7 @@ type Retention struct {
 	failing zerolog.Logger
 	metrics *retentionMetrics
 	eraser  *eraser
+	walks   []*walk
 }
 
 // NewRetention returns a retention that does nothing until Run.
@@ -64,12 +79,16 @@ func NewRetention(cfg RetentionConfig) (*Retention, error) {
 	if cfg.TTL < 0 || cfg.Lease < 0 {
 		errs = append(errs, errors.New("TTL and Lease must not be negative"))
 	}
+	if cfg.Completions < 0 || cfg.Conversations < 0 || cfg.DeadLetters < 0 {
+		errs = append(errs, errors.New("what is kept must not be kept for a negative time"))
+	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("retention config: %w", err)
 	}
 	cfg.KeyPrefix = cmp.Or(cfg.KeyPrefix, "millrace:")
 	cfg.TTL = cmp.Or(cfg.TTL, 24*time.Hour)
 	cfg.Lease = cmp.Or(cfg.Lease, 15*time.Second)
+	cfg.Steps = cmp.Or(cfg.Steps, 7*24*time.Hour)
 	r := &Retention{cfg: cfg, id: uuid.New(), log: zerolog.Nop(), metrics: newRetentionMetrics(cfg.Metrics)}
 	if cfg.Logger != nil {
 		r.log = cfg.Logger.With().Str("part", "retention").Logger()
@@ -79,6 +98,7 @@ func NewRetention(cfg RetentionConfig) (*Retention, error) {
 		pool: cfg.Pool, log: r.log, rows: r.metrics.rows,
 		hot: &hotCopies{redis: cfg.Redis, prefix: cfg.KeyPrefix, ttl: cfg.TTL},
 	}
+	r.walks = cfg.walks()
 	return r, nil
 }
 
@@ -115,9 +135,26 @@ func (r *Retention) step(ctx context.Context) error {
 		r.metrics.behind.Reset() // the leader tells
 		return nil
 	}
-	err = r.finishErasures(ctx)
-	if errors.Is(err, context.DeadlineExceeded) {
-		return nil // the rest comes with the next step
+	// Each gets its share of the time, so that a backlog of one holds up no other.
+	budget := r.cfg.Lease / 2 / time.Duration(2+len(r.walks))
+	errs := []error{r.erasuresFor(ctx, 2*budget)}
+	for _, w := range r.walks {
+		errs = append(errs, r.walkOld(ctx, w, budget))
+	}
+	for i, err := range errs {
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
+			errs[i] = nil // the rest comes with the next step
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (r *Retention) erasuresFor(ctx context.Context, budget time.Duration) error {
+	limited, cancel := context.WithTimeout(ctx, budget)
+	defer cancel()
+	err := r.finishErasures(limited)
+	if limited.Err() != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		return nil
 	}
 	return err
 }

@@ -11,6 +11,8 @@ import (
 func newRetention(p *Process, pool *pgxpool.Pool, client redis.UniversalClient) (*statestore.Retention, error) {
 	s := &p.Settings
 	return statestore.NewRetention(statestore.RetentionConfig{
-		Pool: pool, Redis: client, KeyPrefix: s.RedisPrefix(), TTL: s.RedisTTL, Logger: &p.Log, Metrics: p.Metrics,
+		Pool: pool, Redis: client, KeyPrefix: s.RedisPrefix(), TTL: s.RedisTTL,
+		Completions: s.RetentionCompletions, Conversations: s.RetentionConversations, DeadLetters: s.RetentionDeadLetters, Steps: s.RetentionSteps,
+		Logger: &p.Log, Metrics: p.Metrics,
 	})
 }

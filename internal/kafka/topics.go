@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"time"
@@ -27,6 +28,9 @@ type Topic struct {
 	// the time of Retention.
 	Compacted bool
 	Retention time.Duration
+	// Outlived is what records must be gone by, if that is bounded: when the completions
+	// of their tasks are deleted.
+	Outlived time.Duration
 }
 
 const (
@@ -40,7 +44,7 @@ const (
 func Topics(s *settings.Settings) []Topic {
 	var all []Topic
 	for _, name := range s.TaskTopics() {
-		all = append(all, Topic{Name: name, Partitions: s.Partitions, Exact: true, Retention: taskRetention})
+		all = append(all, Topic{Name: name, Partitions: s.Partitions, Exact: true, Retention: taskRetention, Outlived: s.RetentionCompletions})
 	}
 	return append(all,
 		Topic{Name: s.ResultsTopic(), Partitions: s.Partitions, Retention: taskRetention},
@@ -236,6 +240,10 @@ func (t Topic) judge(detail kadm.TopicDetail, configs []kadm.Config) (wrong []er
 			"set MILLRACE_PARTITIONS=%d; partitions are never added in place, because conversations would change theirs and lose their order; "+
 			"for another number take new topics, under another MILLRACE_TOPIC_PREFIX", t.Name, have, t.Partitions, have))
 	}
+	if stays, longer := t.staysLonger(configs); longer {
+		wrong = append(wrong, fmt.Errorf("records stay in topic %s for up to %v (retention.ms and segment.ms), and MILLRACE_RETENTION_COMPLETIONS is %v: "+
+			"a task that is delivered again after that would run again; set it to more, or to 0s", t.Name, stays, t.Outlived))
+	}
 	for _, config := range configs {
 		value := config.MaybeValue()
 		switch config.Key {
@@ -253,6 +261,30 @@ func (t Topic) judge(detail kadm.TopicDetail, configs []kadm.Config) (wrong []er
 		}
 	}
 	return wrong
+}
+
+// staysLonger reports whether records stay in the topic for longer than they may,
+// and for how long: Kafka deletes a segment when the retention of its last record is
+// over, and begins the next after segment.ms.
+func (t Topic) staysLonger(configs []kadm.Config) (time.Duration, bool) {
+	if t.Outlived == 0 {
+		return 0, false
+	}
+	var stays time.Duration
+	for _, config := range configs {
+		if config.Key != "retention.ms" && config.Key != "segment.ms" {
+			continue
+		}
+		ms, err := strconv.ParseInt(config.MaybeValue(), 10, 64)
+		if err != nil {
+			continue
+		}
+		if ms < 0 || ms > math.MaxInt64/4/int64(time.Millisecond) {
+			return math.MaxInt64, true // for ever
+		}
+		stays += time.Duration(ms) * time.Millisecond
+	}
+	return stays, stays > t.Outlived
 }
 
 func withMessage(err error, message string) error {

@@ -32,6 +32,7 @@ func (l *loader) check(s *Settings) {
 	l.checkHTTP(s)
 	l.checkPriorities(s)
 	l.checkWorker(s)
+	l.checkRetention(s)
 	l.checkContents(s)
 }
 

@@ -110,6 +110,12 @@ type Settings struct {
 	Relay         OnOff  `envconfig:"RELAY" default:"on" desc:"publish outbox events from inside workers; off needs a millrace relay"`
 	RelayDelivery string `envconfig:"RELAY_DELIVERY" default:"exactly-once" oneof:"exactly-once|at-least-once" desc:"exactly-once publishes in Kafka transactions, which read_committed readers need; at-least-once goes without, is faster, and repeats events when a relay dies"`
 
+	// Retention.
+	RetentionCompletions   time.Duration `envconfig:"RETENTION_COMPLETIONS" default:"0s" min:"0s" max:"876000h" desc:"how long results and statuses of finished tasks are kept; 0s: for ever; otherwise 336h or more, since a task whose record is delivered again behind it runs again"`
+	RetentionConversations time.Duration `envconfig:"RETENTION_CONVERSATIONS" default:"0s" min:"0s" max:"876000h" desc:"how long a conversation that no turn changes keeps its history and state; 0s: for ever; otherwise 24h or more"`
+	RetentionDeadLetters   time.Duration `envconfig:"RETENTION_DEAD_LETTERS" default:"0s" min:"0s" max:"876000h" desc:"how long dead letters are kept in PostgreSQL, from when they came or were redriven; 0s: for ever; otherwise 24h or more"`
+	RetentionSteps         time.Duration `envconfig:"RETENTION_STEPS" default:"168h" min:"24h" max:"876000h" desc:"how long steps of tasks that have not completed are kept; longer than a task is tried, since one that goes is taken anew"`
+
 	// LLM.
 	LLMProviders []LLMProvider `ignored:"true"`
 	LLMModel     string        `envconfig:"LLM_MODEL" desc:"the model that the agent handler asks"`

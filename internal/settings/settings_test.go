@@ -104,6 +104,11 @@ func TestInvalidSettings(t *testing.T) {
 		{RoleTool, "RESULTS=maybe", "RESULTS", "on or off"},
 		{RoleTool, "DRAIN_TIMEOUT=25", "DRAIN_TIMEOUT", "duration such as"},
 		{RoleTool, "DRAIN_TIMEOUT=-1s", "DRAIN_TIMEOUT", "from 0s"},
+		{RoleTool, "RETENTION_COMPLETIONS=168h", "RETENTION_COMPLETIONS", "336h0m0s or more"},
+		{RoleTool, "RETENTION_CONVERSATIONS=1h", "RETENTION_CONVERSATIONS", "24h0m0s or more"},
+		{RoleTool, "RETENTION_DEAD_LETTERS=1m", "RETENTION_DEAD_LETTERS", "24h0m0s or more"},
+		{RoleTool, "RETENTION_STEPS=0s", "RETENTION_STEPS", "from 24h"},
+		{RoleWorker, "RETENTION_STEPS=24h MAX_ATTEMPTS=24 TYPE_TIMEOUTS=slow=1h", "RETENTION_STEPS", "may be tried for 24h24m0s"},
 		{RoleTool, "RETRY_MIN=2m", "RETRY_MIN", "at most MILLRACE_RETRY_MAX"},
 		{RoleTool, "KAFKA_BROKERS=a:9092,b", "KAFKA_BROKERS", "host:port"},
 		{RoleTool, "KAFKA_BROKERS=a:0", "KAFKA_BROKERS", "host:port"},
@@ -214,6 +219,9 @@ func TestValidSettings(t *testing.T) {
 		{RoleTool, "KAFKA_SASL_MECHANISM=plain KAFKA_USERNAME=u KAFKA_PASSWORD=p", func(s Settings) bool { return s.KafkaSASLMechanism == "PLAIN" }},
 		{RoleTool, "PRIORITIES=urgent,rest", func(s Settings) bool {
 			return slices.Equal(s.TaskTopics(), []string{"millrace.tasks.urgent", "millrace.tasks.rest"}) && s.Reserved["urgent"] == 10
+		}},
+		{RoleWorker, "RETENTION_COMPLETIONS=336h RETENTION_DEAD_LETTERS=24h RETENTION_STEPS=24h", func(s Settings) bool {
+			return s.RetentionCompletions == 336*time.Hour && s.RetentionConversations == 0 && s.RetentionSteps == 24*time.Hour
 		}},
 		{RoleTool, "SLOTS=5", func(s Settings) bool { return len(s.Reserved) == 0 }},
 		{RoleTool, "RESERVED=none", func(s Settings) bool { return len(s.Reserved) == 0 }},

@@ -61,19 +61,39 @@ func (i Inbox) Apply(ctx context.Context, tx pgx.Tx, eventID string, apply func(
 	return true, nil
 }
 
-// Forget removes events that were applied longer ago than age and returns how many.
-// Age has to exceed the time after which an event can come again: the retention of
-// its topic, and of dead letters that may be redriven.
+// forgetBatch is how many events one statement forgets: few enough to be done in
+// some tens of milliseconds.
+const forgetBatch = 2000
+
+// Forget removes events that were applied longer ago than age and returns how many,
+// also along with an error. Age has to exceed the time after which an event can come
+// again: the retention of its topic, and of dead letters that may be redriven.
+//
+// It deletes in batches and rests after each for as long as it took. With a pool or
+// a connection each is a transaction of its own; within a transaction of the caller
+// they are one long one, which keeps vacuum from the whole database.
 func (i Inbox) Forget(ctx context.Context, db interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }, age time.Duration,
-) (int64, error) {
+) (forgotten int64, err error) {
 	if age <= 0 {
 		return 0, errors.New("forget events: age must be positive")
 	}
-	tag, err := db.Exec(ctx, inboxForgetSQL, i.Consumer, age)
-	if err != nil {
-		return 0, fmt.Errorf("forget events: %w", err)
+	for {
+		began := time.Now()
+		tag, err := db.Exec(ctx, inboxForgetSQL, i.Consumer, age, forgetBatch)
+		if err != nil {
+			return forgotten, fmt.Errorf("forget events: %w", err)
+		}
+		if forgotten += tag.RowsAffected(); tag.RowsAffected() < forgetBatch {
+			return forgotten, nil
+		}
+		rest := time.NewTimer(time.Since(began))
+		select {
+		case <-ctx.Done():
+			rest.Stop()
+			return forgotten, fmt.Errorf("forget events: %w", ctx.Err())
+		case <-rest.C:
+		}
 	}
-	return tag.RowsAffected(), nil
 }

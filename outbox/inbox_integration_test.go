@@ -5,12 +5,15 @@ package outbox_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"millrace/outbox"
 )
@@ -134,6 +137,41 @@ func TestInboxForgetsWhatIsOldEnough(t *testing.T) {
 	}
 	if _, err := box.Forget(t.Context(), w.pool, 0); err == nil {
 		t.Error("an age of zero forgets everything, and is accepted")
+	}
+}
+
+// forgetting counts what each statement deletes.
+type forgetting struct {
+	*pgxpool.Pool
+	rows []int64
+	at   func()
+}
+
+func (f *forgetting) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	tag, err := f.Pool.Exec(ctx, sql, args...)
+	f.rows = append(f.rows, tag.RowsAffected())
+	f.at()
+	return tag, err
+}
+
+func TestInboxForgetsInBatches(t *testing.T) {
+	w := newInbox(t)
+	w.exec(t, `INSERT INTO millrace_inbox SELECT c, 'e' || g, now() - interval '8 days' FROM generate_series(1, 5000) g, (VALUES ('billing'), ('other')) c (c)`)
+	ctx, stop := context.WithCancel(t.Context())
+	box := outbox.Inbox{Consumer: "billing"}
+	db := &forgetting{Pool: w.pool, at: stop}
+	if n, err := box.Forget(ctx, db, time.Hour); n != 2000 || !errors.Is(err, context.Canceled) {
+		t.Errorf("forgot %d until it was stopped, %v, want the first batch", n, err)
+	}
+	db.at = func() {}
+	if n, err := box.Forget(t.Context(), db, time.Hour); n != 3000 || err != nil {
+		t.Errorf("forgot %d, %v, want the rest", n, err)
+	}
+	if want := []int64{2000, 2000, 1000}; !slices.Equal(db.rows, want) {
+		t.Errorf("statements deleted %v, want %v", db.rows, want)
+	}
+	if n := w.count(t, `SELECT count(*) FROM millrace_inbox`); n != 5000 {
+		t.Errorf("%d events are left, want those of the other consumer", n)
 	}
 }
 

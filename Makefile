@@ -48,7 +48,7 @@ test-unit: check-go ## Run the tests that need no service
 .PHONY: test-integration
 test-integration: test-services ## Run the tests against real Kafka, Redis and PostgreSQL (RUN=TestName: only those)
 	@[[ -n "$(RACE)" ]] || echo 'note: no C compiler, so the race detector is off'
-	scripts/with-services $(TOOL) gotestsum --format testname -- $(RACE) -tags integration -timeout 20m -count=1 $(if $(RUN),-run '$(RUN)') $(INTEGRATION)
+	scripts/with-services $(TOOL) gotestsum --format testname -- $(RACE) -tags integration -timeout 40m -count=1 $(if $(RUN),-run '$(RUN)') $(INTEGRATION)
 	$(if $(RUN),,scripts/with-services go -C bench test -tags integration -timeout 10m -count=1 ./...)
 
 # What talks to PostgreSQL in every way that there is, but for tests that watch its sessions.

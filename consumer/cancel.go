@@ -113,10 +113,7 @@ func (e *Engine) hear(cancels []millrace.Cancel) {
 }
 
 func (e *Engine) wakeRumours() {
-	select {
-	case e.rumours <- struct{}{}:
-	default:
-	}
+	signal(e.rumours)
 }
 
 // rumourLoop ends the turns of tasks that are cancelled indeed, and those that

@@ -372,10 +372,7 @@ func (e *Engine) enqueue(tp topicPartition, topicID [16]byte, highWatermark int6
 	if lookUp || part.unlooked > 0 || e.beyondFence(part, part.tracker.last) {
 		part.unlooked++
 		e.toLookUp[part.priority] = append(e.toLookUp[part.priority], fetched{part, kept})
-		select {
-		case e.unlooked <- struct{}{}:
-		default:
-		}
+		signal(e.unlooked)
 		return
 	}
 	now := time.Now()

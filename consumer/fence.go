@@ -34,10 +34,7 @@ func (e *Engine) beyondFence(p *partition, offset int64) bool {
 		return false
 	}
 	if p.fence >= 0 && p.fence-offset <= e.fenceStep/2 {
-		select {
-		case e.fencing <- struct{}{}:
-		default:
-		}
+		signal(e.fencing)
 	}
 	return offset >= p.fence
 }

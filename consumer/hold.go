@@ -118,10 +118,7 @@ func (e *Engine) endHandedOver(l *lane, it *item) {
 
 func (e *Engine) withdraw(key holdKey) {
 	e.withdrawals = append(e.withdrawals, key)
-	select {
-	case e.ended <- struct{}{}:
-	default:
-	}
+	signal(e.ended)
 }
 
 // holdAnnounced holds the lanes whose conversations still run at earlier owners

@@ -90,10 +90,7 @@ func (e *Engine) note(it *item, change func(*note)) {
 	}
 	change(&n)
 	e.notes[key] = n
-	select {
-	case e.ended <- struct{}{}:
-	default:
-	}
+	signal(e.ended)
 }
 
 // writeNotes writes what there is to write. It reports whether Redis took it;

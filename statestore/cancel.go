@@ -4,24 +4,14 @@ import (
 	"context"
 	_ "embed"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"strconv"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 
 	"millrace"
 )
 
 //go:embed sql/cancel_run.sql
 var cancelRunSQL string
-
-const (
-	// toldFor is how long the list of cancels keeps one, maxTold how many it holds.
-	toldFor = 24 * time.Hour
-	maxTold = 10_000
-)
 
 // Cancel commits the end of a task with the status cancelled, unless it has
 // ended, and returns what is known of it then: a final status that is not
@@ -88,14 +78,7 @@ func (s *Store) tellCancel(ctx context.Context, c millrace.Cancel) {
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		now := time.Now()
-		pipe := s.cfg.Redis.Pipeline()
-		pipe.ZAdd(ctx, s.cancels(), redis.Z{Score: float64(now.UnixMilli()), Member: body})
-		pipe.ZRemRangeByScore(ctx, s.cancels(), "-inf", strconv.FormatInt(now.Add(-toldFor).UnixMilli(), 10))
-		pipe.ZRemRangeByRank(ctx, s.cancels(), 0, -maxTold-1)
-		pipe.PExpire(ctx, s.cancels(), toldFor)
-		pipe.Publish(ctx, s.cancels(), body)
-		_, err = pipe.Exec(ctx)
+		err = s.toldCancels().tell(ctx, body)
 	}
 	if err != nil {
 		s.log.Warn().Err(err).Str("task", c.Key.ID).Msg("cannot tell the workers of a cancel; if the task runs, its turn is dropped when it ends")
@@ -105,37 +88,18 @@ func (s *Store) tellCancel(ctx context.Context, c millrace.Cancel) {
 // cancels names the channel and the list of cancels.
 func (s *Store) cancels() string { return s.cfg.KeyPrefix + "cancels" }
 
+func (s *Store) toldCancels() told { return told{s.cfg.Redis, s.cancels(), "cancels"} }
+
 // WatchCancels tells of cancels as they come, until ctx ends or Redis is lost. At
 // first, and whenever the connection was lost and is there again, it tells of
 // those of the last day, the newest 10,000 of them. It is a hint: whoever acts on
 // it looks the completion up.
 func (s *Store) WatchCancels(ctx context.Context, told func([]millrace.Cancel)) error {
-	sub := s.cfg.Redis.Subscribe(ctx, s.cancels())
-	defer func() { _ = sub.Close() }()
-	events := sub.ChannelWithSubscriptions(redis.WithChannelSize(1000))
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case event, open := <-events:
-			if !open {
-				return errors.New("watch cancels: the subscription has ended")
-			}
-			var bodies []string
-			switch event := event.(type) {
-			case *redis.Subscription:
-				var err error
-				if bodies, err = s.cfg.Redis.ZRange(ctx, s.cancels(), 0, -1).Result(); err != nil {
-					return fmt.Errorf("read the list of cancels: %w", err)
-				}
-			case *redis.Message:
-				bodies = []string{event.Payload}
-			}
-			if cancels := decodeCancels(bodies); len(cancels) > 0 {
-				told(cancels)
-			}
+	return s.toldCancels().watch(ctx, func(bodies []string) {
+		if cancels := decodeCancels(bodies); len(cancels) > 0 {
+			told(cancels)
 		}
-	}
+	})
 }
 
 // decodeCancels leaves out what is none: whatever else is in Redis must not keep

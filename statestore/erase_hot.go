@@ -4,10 +4,7 @@ import (
 	"context"
 	_ "embed"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"strconv"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -50,20 +47,15 @@ type toldErased struct {
 // erasures names the channel and the list of erasures.
 func (h *hotCopies) erasures() string { return h.prefix + "erasures" }
 
+func (h *hotCopies) toldErasures() told { return told{h.redis, h.erasures(), "erasures"} }
+
 // tellErased tells the workers, and those that cannot hear it now by the list.
 func (h *hotCopies) tellErased(ctx context.Context, e millrace.Erased) error {
 	body, err := json.Marshal(toldErased(e))
 	if err != nil {
 		return fmt.Errorf("encode erasure: %w", err)
 	}
-	now := time.Now()
-	pipe := h.redis.Pipeline()
-	pipe.ZAdd(ctx, h.erasures(), redis.Z{Score: float64(now.UnixMilli()), Member: body})
-	pipe.ZRemRangeByScore(ctx, h.erasures(), "-inf", strconv.FormatInt(now.Add(-toldFor).UnixMilli(), 10))
-	pipe.ZRemRangeByRank(ctx, h.erasures(), 0, -maxTold-1)
-	pipe.PExpire(ctx, h.erasures(), toldFor)
-	pipe.Publish(ctx, h.erasures(), body)
-	if _, err := pipe.Exec(ctx); err != nil {
+	if err := h.toldErasures().tell(ctx, body); err != nil {
 		return fmt.Errorf("tell workers of an erasure: %w", err)
 	}
 	return nil
@@ -74,32 +66,11 @@ func (h *hotCopies) tellErased(ctx context.Context, e millrace.Erased) error {
 // of the last day, the newest 10,000 of them. It is a hint, which spares a turn on
 // what is no more, and memory: a commit compares versions in any case.
 func (s *Store) WatchErasures(ctx context.Context, told func([]millrace.Erased)) error {
-	sub := s.cfg.Redis.Subscribe(ctx, s.hot.erasures())
-	defer func() { _ = sub.Close() }()
-	events := sub.ChannelWithSubscriptions(redis.WithChannelSize(1000))
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case event, open := <-events:
-			if !open {
-				return errors.New("watch erasures: the subscription has ended")
-			}
-			var bodies []string
-			switch event := event.(type) {
-			case *redis.Subscription:
-				var err error
-				if bodies, err = s.cfg.Redis.ZRange(ctx, s.hot.erasures(), 0, -1).Result(); err != nil {
-					return fmt.Errorf("read the list of erasures: %w", err)
-				}
-			case *redis.Message:
-				bodies = []string{event.Payload}
-			}
-			if erasures := decodeErasures(bodies); len(erasures) > 0 {
-				told(erasures)
-			}
+	return s.hot.toldErasures().watch(ctx, func(bodies []string) {
+		if erasures := decodeErasures(bodies); len(erasures) > 0 {
+			told(erasures)
 		}
-	}
+	})
 }
 
 // decodeErasures leaves out what is none.

@@ -128,8 +128,8 @@ func TestRetentionDeletesWhatIsOldEnough(t *testing.T) {
 	}
 }
 
-// A leader dies in the middle of a table; another goes on where it was. Two at once,
-// as one that has slept through its lease, delete the same.
+// A leader's time is up in the middle of a table; another goes on where it was. One
+// that has slept through its lease does not set the place back.
 func TestWalkGoesOnWhereALeaderDied(t *testing.T) {
 	s := newStore(t)
 	pool := s.cfg.Pool
@@ -204,8 +204,8 @@ func TestIdleConversationBecomesATombstone(t *testing.T) {
 	}
 }
 
-// A task commits while its conversation is looked at: before the retention has it
-// locked, or while it waits for the retention.
+// A task's commit holds its conversation while the retention comes by: that one
+// passes it over, and finds it busy the next time.
 func TestConversationThatGetsATaskIsNotIdle(t *testing.T) {
 	s := newStore(t)
 	pool := s.cfg.Pool
